@@ -1,0 +1,190 @@
+"""What weight decay on latents means for the weights: the implicit penalty."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rewa_jax.checks import check_hyperparameters, check_number
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalty:
+  r"""The penalty on weights that ReWA's weight decay on latents amounts to.
+
+  Stationary points of the update fulfil
+  :math:`\nabla f(x) = -\lambda \nabla R(x)` where x is nonzero, with
+
+  .. math::
+    R(x) = \frac{k}{k+1-m}\sum_i |x_i|^p + \epsilon\frac{k}{2-m}\sum_i |x_i|^q,
+    \qquad p = 1 + \frac{1-m}{k}, \quad q = \frac{2-m}{k}.
+
+  At m = 2 the second sum is :math:`\epsilon\sum_i\log|x_i|`, its limit up to a
+  constant. For m >= 2 and eps > 0 the penalty falls to minus infinity as a
+  weight goes to zero.
+
+  Attributes:
+    k: the power, one number >= 1. May be traced, as m and eps may.
+    m: 0 <= m <= k - 1. The theorem is proved for even m.
+    eps: >= 0, as in :func:`scale_by_rewa`.
+
+  Raises:
+    ValueError: if a hyperparameter is out of range.
+
+  Examples:
+    >>> import rewa_jax
+    >>> penalty = rewa_jax.Penalty(k=9, m=2)
+    >>> print(f"{penalty.p:.3f} {penalty.config}")
+    0.889 A
+    >>> print(f"{penalty.value([1.0, 0.0, -1.0]):.2f}")
+    2.25
+
+  References:
+    Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Theorem 3.3 and
+    Proposition 3.4
+  """
+
+  k: jax.typing.ArrayLike
+  m: jax.typing.ArrayLike = 0.0
+  eps: jax.typing.ArrayLike = 0.0
+
+  def __post_init__(self):
+    check_hyperparameters(self.k, self.m, self.eps)
+
+  @property
+  def p(self) -> jax.typing.ArrayLike:
+    """The exponent of the penalty's first term."""
+    return 1 + (1 - self.m) / self.k
+
+  @property
+  def q(self) -> jax.typing.ArrayLike:
+    """The exponent of the penalty's second term, which eps switches on."""
+    return (2 - self.m) / self.k
+
+  @property
+  def config(self) -> Literal["A", "B"] | None:
+    """The paper's configuration, None outside both; hyperparameters concrete.
+
+    ``"A"``: eps = 0 and m > 1, then 0 < p < 1; for simple data. ``"B"``:
+    eps > 0 and m < 2, then q > 0, and q < 1 if m > 2 - k: sparsity comes from
+    the second term; for complex data.
+    """
+    if self.eps == 0 and self.m > 1:
+      return "A"
+    if self.eps > 0 and self.m < 2:
+      return "B"
+    return None
+
+  def value(self, x: jax.typing.ArrayLike) -> jax.Array:
+    """Returns R(x), a scalar.
+
+    Args:
+      x: weights, any shape.
+    """
+    size = jnp.abs(jnp.asarray(x))
+    first = self.k / (self.k + 1 - self.m) * jnp.sum(size**self.p)
+    # The second term is skipped at eps = 0: 0 times an infinite sum is no 0.
+    eps = jnp.asarray(self.eps)
+    is_log = jnp.asarray(self.m) == 2
+    q = jnp.where(is_log, 1, self.q)
+    second = jnp.where(is_log, jnp.sum(jnp.log(size)), jnp.sum(size**q) / q)
+    return first + jnp.where(eps == 0, 0, eps * second)
+
+  def gradient(self, x: jax.typing.ArrayLike) -> jax.Array:
+    r"""Returns the gradient of R, :math:`|x|^{p-1} + \epsilon|x|^{q-1}` signed.
+
+    Args:
+      x: weights, any shape.
+
+    Returns:
+      An array of x's shape. It is 0 where x = 0: for p < 1 or q < 1 the penalty
+      has a cusp there, and any slope is compatible with staying at zero.
+    """
+    x = jnp.asarray(x)
+    size = jnp.where(x == 0, 1, jnp.abs(x))
+    return jnp.sign(x) * (
+      size ** (self.p - 1) + self.eps * size ** (self.q - 1)
+    )
+
+
+def decay_budget(
+  k: jax.typing.ArrayLike,
+  weight_decay: jax.typing.ArrayLike,
+  learning_rate: optax.ScalarOrSchedule,
+  steps: int,
+) -> jax.Array:
+  r"""Returns :math:`B = k\lambda\sum_{t<T}\eta_t`, the decay of a whole run.
+
+  Without a gradient a weight shrinks by exp(-B) from the first step to the
+  last. A budget of 12 to 18 separates dead weights from live ones; near 8 a
+  smear of small weights is left, however large the weight decay.
+
+  Args:
+    k: the power, one number >= 1.
+    weight_decay: :math:`\lambda` >= 0 of the decay on latents, decoupled from
+      momentum.
+    learning_rate: :math:`\eta_t`, a number or an optax schedule.
+    steps: T, the number of updates, >= 1.
+
+  Returns:
+    A scalar.
+
+  Raises:
+    ValueError: if an argument is out of range.
+
+  Examples:
+    >>> import optax
+    >>> import rewa_jax
+    >>> schedule = optax.cosine_decay_schedule(0.1, 3000)
+    >>> print(f"{rewa_jax.decay_budget(9, 0.01, schedule, 3000):.1f}")
+    13.5
+
+  References:
+    Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 1,
+    without the gradient
+  """
+  check_hyperparameters(k)
+  check_number("weight_decay", weight_decay, at_least=0)
+  return k * weight_decay * _sum_of_steps(learning_rate, steps)
+
+
+def weight_decay_for(
+  budget: jax.typing.ArrayLike,
+  k: jax.typing.ArrayLike,
+  learning_rate: optax.ScalarOrSchedule,
+  steps: int,
+) -> jax.Array:
+  r"""Returns the weight decay that gives a run this decay budget.
+
+  Args:
+    budget: B >= 0, see :func:`decay_budget`; 12 to 18 to start with.
+    k: the power, one number >= 1.
+    learning_rate: :math:`\eta_t`, a number or an optax schedule.
+    steps: T, the number of updates, >= 1.
+
+  Returns:
+    :math:`\lambda`, a scalar.
+
+  Raises:
+    ValueError: if an argument is out of range.
+
+  Examples:
+    >>> import optax
+    >>> import rewa_jax
+    >>> schedule = optax.cosine_decay_schedule(0.1, 3000)
+    >>> print(f"{rewa_jax.weight_decay_for(13.5, 9, schedule, 3000):.3f}")
+    0.010
+  """
+  check_hyperparameters(k)
+  check_number("budget", budget, at_least=0)
+  return budget / (k * _sum_of_steps(learning_rate, steps))
+
+
+def _sum_of_steps(learning_rate, steps):
+  check_number("steps", steps, at_least=1)
+  if callable(learning_rate):
+    return jnp.sum(jax.vmap(learning_rate)(jnp.arange(steps)))
+  check_number("learning_rate", learning_rate, at_least=0)
+  return jnp.asarray(learning_rate * steps)

@@ -1,0 +1,148 @@
+"""The power x = sign(y)|y|^k, its inverse and its two gradient rules."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rewa_jax.checks import (
+  Gradient,
+  check_floating,
+  check_gradient,
+  check_hyperparameters,
+)
+
+
+def power(
+  y: jax.typing.ArrayLike,
+  k: jax.typing.ArrayLike,
+  *,
+  gradient: Gradient = "latent",
+) -> jax.Array:
+  r"""Maps latents to weights, :math:`x = \operatorname{sign}(y)|y|^k`.
+
+  An integer k is repeated multiplication; any other k, or a k that is a JAX
+  array, goes through ``pow``. Half precision is computed in float32 and rounded
+  once.
+
+  Args:
+    y: latents, real floating point, any shape.
+    k: the power, one number >= 1. May be traced.
+    gradient: what differentiation sees. ``"latent"`` is the chain rule,
+      :math:`dx = k|y|^{k-1}dy`. ``"weight"`` passes tangents and cotangents
+      through unchanged, :math:`dx = dy`, so that the gradient with respect to y
+      is the gradient with respect to the weights.
+
+  Returns:
+    The weights, of y's shape and dtype. Both rules are finite at y = 0; the
+    derivative with respect to a traced k is the true one under both.
+
+  Raises:
+    ValueError: if k < 1 or not finite, or gradient is neither of the two.
+    TypeError: if y is not real floating point.
+
+  Examples:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import rewa_jax
+    >>> y = jnp.array([-2.0, 0.0, 0.5])
+    >>> rewa_jax.power(y, 3)
+    Array([-8.   ,  0.   ,  0.125], dtype=float32)
+    >>> rewa_jax.power(y, 2)
+    Array([-4.  ,  0.  ,  0.25], dtype=float32)
+    >>> jax.grad(lambda y: rewa_jax.power(y, 3).sum())(y)
+    Array([12.  ,  0.  ,  0.75], dtype=float32)
+    >>> jax.grad(lambda y: rewa_jax.power(y, 3, gradient="weight").sum())(y)
+    Array([1., 1., 1.], dtype=float32)
+
+  References:
+    Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 1
+  """
+  check_hyperparameters(k)
+  check_gradient(gradient)
+  check_floating("y", y)
+  y = jnp.asarray(y)
+  if isinstance(k, (int, float)):
+    return _power(y, None, k, gradient)
+  return _power(y, jnp.asarray(k).astype(wide_dtype(y)), None, gradient)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _power(y, traced_k, static_k, gradient):
+  del gradient
+  k = traced_k if static_k is None else static_k
+  slope = magnitude(y, k - 1)
+  return (y.astype(slope.dtype) * slope).astype(y.dtype)
+
+
+@_power.defjvp
+def _power_jvp(static_k, gradient, primals, tangents):
+  y, traced_k = primals
+  y_dot, k_dot = tangents
+  k = traced_k if static_k is None else static_k
+  x = _power(y, traced_k, static_k, gradient)
+  x_dot = y_dot
+  if gradient == "latent":
+    slope = magnitude(y, k - 1)
+    x_dot = (slope * (k * y_dot.astype(slope.dtype))).astype(y.dtype)
+  if k_dot is not None:
+    log_y = jnp.log(jnp.where(y == 0, 1, jnp.abs(y)))
+    x_dot = x_dot + x * log_y * k_dot.astype(y.dtype)
+  return x, x_dot
+
+
+def root(x: jax.typing.ArrayLike, k: jax.typing.ArrayLike) -> jax.Array:
+  r"""Maps weights to latents, :math:`y = \operatorname{sign}(x)|x|^{1/k}`.
+
+  Args:
+    x: weights, real floating point, any shape.
+    k: the power, one number >= 1. May be traced.
+
+  Returns:
+    The latents, of x's shape and dtype. The derivative at x = 0, infinite for
+    k > 1, is taken as 0.
+
+  Raises:
+    ValueError: if k < 1 or not finite.
+    TypeError: if x is not real floating point.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rewa_jax
+    >>> rewa_jax.root(jnp.array([-16.0, 0.0, 0.25]), 2)
+    Array([-4. ,  0. ,  0.5], dtype=float32)
+
+  References:
+    Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 1
+  """
+  check_hyperparameters(k)
+  check_floating("x", x)
+  x = jnp.asarray(x)
+  if not isinstance(k, (int, float)):
+    k = jnp.asarray(k).astype(wide_dtype(x))
+  size = magnitude(x, 1 / k)
+  return (jnp.sign(x).astype(size.dtype) * size).astype(x.dtype)
+
+
+def magnitude(y: jax.Array, exponent: jax.typing.ArrayLike) -> jax.Array:
+  """Returns |y|^exponent for exponent >= 0 in at least float32.
+
+  0^0 is 1, and an overflow is the largest finite number: its product with a
+  zero gradient is then a zero and no NaN.
+  """
+  dtype = wide_dtype(y)
+  size = jnp.abs(y).astype(dtype)
+  if isinstance(exponent, (int, float)) and float(exponent).is_integer():
+    result = lax.integer_pow(size, int(exponent))
+  else:
+    exponent = jnp.asarray(exponent).astype(dtype)
+    # The inner where keeps the unused branch of the derivative finite.
+    base = jnp.where(size == 0, 1, size)
+    result = jnp.where(size == 0, exponent == 0, base**exponent).astype(dtype)
+  return jnp.minimum(result, jnp.finfo(dtype).max)
+
+
+def wide_dtype(y: jax.Array) -> jnp.dtype:
+  """Returns the dtype that powers are computed in: float32, or y's if wider."""
+  return jnp.promote_types(y.dtype, jnp.float32)
