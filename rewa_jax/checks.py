@@ -70,9 +70,8 @@ def check_floating(path: str, leaf: Any) -> None:
     dtype = type(leaf).__name__
   if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
     raise TypeError(
-      f"The mask selects the leaf {path}, which is of type {dtype}; only real"
-      " floating-point arrays can be reparameterized. Pass a mask that is"
-      " False there."
+      f"{path} is of type {dtype}, but only real floating-point arrays have"
+      " latents. If it is a leaf of params, pass a mask that is False there."
     )
 
 

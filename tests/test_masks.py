@@ -1,0 +1,186 @@
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import rewa_jax
+from rewa_jax.checks import path_name
+
+KEY = jax.random.key(0)
+
+
+def selected(params, mask=None):
+  """The paths that kernels selects."""
+  mask = rewa_jax.kernels(params) if mask is None else mask
+  leaves = jax.tree_util.tree_leaves_with_path(mask)
+  return {path_name(path) for path, chosen in leaves if chosen}
+
+
+def test_linen_kernels_but_no_biases_scales_embeddings_or_statistics():
+  class Network(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+      x = nn.Embed(5, 8, name="embed")(tokens)
+      x = nn.LayerNorm(name="norm")(x)
+      x = nn.MultiHeadDotProductAttention(2, name="attention")(x)
+      x = nn.RNN(nn.LSTMCell(8, name="lstm"))(x)
+      x = nn.Conv(4, (3,), name="conv")(x)
+      x = nn.BatchNorm(use_running_average=False, name="batch_norm")(x)
+      return nn.DenseGeneral((2, 3), name="dense")(x)
+
+  variables = Network().init(KEY, jnp.zeros((1, 6), int))
+  paths = selected(variables)
+  assert {path.split("/")[-1] for path in paths} == {"kernel"}
+  assert {path.split("/")[1] for path in paths} == {
+    "attention",
+    "lstm",
+    "conv",
+    "dense",
+  }
+  # The bias of DenseGeneral and of attention has two axes.
+  assert variables["params"]["dense"]["bias"].ndim == 2
+
+
+def test_nnx_kernels_with_and_without_variables_around_them():
+  class Network(nnx.Module):
+    def __init__(self, rngs):
+      self.embed = nnx.Embed(5, 8, rngs=rngs)
+      self.attention = nnx.MultiHeadAttention(2, 8, rngs=rngs, decode=False)
+      self.layers = nnx.List([nnx.Conv(8, 4, (3,), rngs=rngs)])
+      self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+  state = nnx.state(Network(nnx.Rngs(0)), nnx.Param)
+  wanted = {
+    f"attention/{name}/kernel" for name in ("query", "key", "value", "out")
+  } | {"layers/0/kernel"}
+  assert selected(state) == wanted
+  assert selected(nnx.to_pure_dict(state)) == wanted
+
+
+def test_equinox_weights_but_not_those_of_norms_and_embeddings():
+  keys = jax.random.split(KEY, 6)
+  model = {
+    "linear": eqx.nn.Linear(3, 3, key=keys[0]),
+    "conv": eqx.nn.Conv2d(3, 3, 2, key=keys[1]),
+    "gru": eqx.nn.GRUCell(3, 3, key=keys[2]),
+    "attention": eqx.nn.MultiheadAttention(1, 3, key=keys[3]),
+    "others": [
+      eqx.nn.Embedding(3, 3, key=keys[4]),
+      eqx.nn.LayerNorm((3, 3)),
+      eqx.nn.GroupNorm(1, 3),
+    ],
+  }
+  params = eqx.filter(model, eqx.is_inexact_array)
+  assert selected(params) == {
+    "linear/weight",
+    "conv/weight",
+    "gru/weight_ih",
+    "gru/weight_hh",
+    *(
+      f"attention/{name}_proj/weight"
+      for name in ("query", "key", "value", "output")
+    ),
+  }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_haiku_weights():
+  def forward(tokens):
+    x = hk.Embed(5, 4)(tokens)
+    x = hk.LayerNorm(-1, True, True)(x)
+    x, _ = hk.GRU(4)(x, jnp.zeros((1, 4)))
+    return hk.Linear(2)(x)
+
+  params = hk.transform(forward).init(KEY, jnp.zeros(1, int))
+  assert selected(params) == {"gru/w_i", "gru/w_h", "linear/w"}
+
+
+def test_boxed_params_keep_their_boxes():
+  init = nn.with_partitioning(nn.initializers.ones, (None, "model"))
+  params = nn.Dense(3, kernel_init=init).init(KEY, jnp.ones((1, 2)))
+  mask = rewa_jax.kernels(params)
+  assert jax.tree.structure(mask) == jax.tree.structure(params)
+  assert selected(params) == {"params/kernel"}
+
+
+def test_dicts_of_other_libraries():
+  params = {
+    "fc": {"weight": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+    "ln": {"weight": jnp.ones(2)},
+    "embedding": {"weight": jnp.ones((5, 2))},
+  }
+  assert selected(params) == {"fc/weight"}
+  assert selected({"w": jnp.ones(3)}) == {"w"}
+
+
+def test_a_tree_without_kernels_is_refused_with_its_paths():
+  params = {"layer": {"alpha": jnp.ones(2)}, "beta": jnp.ones(2)}
+  with pytest.raises(ValueError, match=r"beta, layer/alpha\. Pass mask"):
+    rewa_jax.to_latents(params, 3)
+  with pytest.raises(ValueError, match=r"\(the only leaf\)"):
+    rewa_jax.rewa_sgd(0.1, 3, weight_decay=0.1).init(jnp.ones(2))
+
+
+def test_a_tree_without_leaves_is_fine():
+  solver = rewa_jax.rewa_sgd(0.1, 3, weight_decay=0.1, momentum=0.9)
+  assert rewa_jax.kernels({}) == {}
+  assert rewa_jax.to_latents({}, 3) == {}
+  updates, _ = solver.update({}, solver.init({}), {})
+  assert updates == {}
+
+
+PARAMS = {"a": {"x": jnp.full(2, 8.0), "y": jnp.full(2, 8.0)}, "b": jnp.ones(1)}
+
+
+@pytest.mark.parametrize(
+  ("mask", "wanted"),
+  [
+    ({"a": {"x": True, "y": False}, "b": False}, {"a/x"}),
+    ({"a": True, "b": False}, {"a/x", "a/y"}),
+    (lambda params: jax.tree.map(lambda leaf: leaf.size == 1, params), {"b"}),
+    (None, {"a/x", "a/y", "b"}),
+    (True, {"a/x", "a/y", "b"}),
+    (False, set()),
+  ],
+)
+def test_a_mask_is_a_tree_its_prefix_a_function_or_none(mask, wanted):
+  latents = rewa_jax.to_latents(PARAMS, 3, mask=mask)
+  halved = jax.tree.map(lambda x, y: bool((x != y).any()), PARAMS, latents)
+  assert selected(PARAMS, halved) == wanted - {"b"}  # The root of 1 is 1.
+  assert jax.tree.structure(latents) == jax.tree.structure(PARAMS)
+
+
+@pytest.mark.parametrize(
+  ("mask", "error", "message"),
+  [
+    ({"a": True}, ValueError, "mask has the leaves a, params has a/x, a/y, b"),
+    ([True, False], ValueError, "mask has the leaves 0, 1, params has a/x"),
+    ({"a": 1, "b": True}, TypeError, "bools as leaves, got 1 at a"),
+    ({"a": jnp.ones(2), "b": True}, TypeError, "bools as leaves"),
+  ],
+)
+def test_a_mask_of_another_kind_is_refused(mask, error, message):
+  for use in (
+    lambda: rewa_jax.to_latents(PARAMS, 3, mask=mask),
+    lambda: rewa_jax.to_weights(PARAMS, 3, mask=mask),
+    lambda: rewa_jax.scale_by_rewa(3, mask=mask).init(PARAMS),
+    lambda: rewa_jax.rewa_adamw(0.1, 3, weight_decay=0, mask=mask).init(PARAMS),
+    lambda: rewa_jax.sparsity(PARAMS, mask=mask),
+    lambda: rewa_jax.prune(PARAMS, sparsity=0.5, mask=mask),
+  ):
+    with pytest.raises(error, match=message):
+      use()
+
+
+def test_a_selected_leaf_that_is_not_floating_point_is_refused_by_path():
+  params = {"layer": {"kernel": jnp.arange(4)}}
+  for use in (
+    lambda: rewa_jax.to_latents(params, 3),
+    lambda: rewa_jax.scale_by_rewa(3).init(params),
+    lambda: rewa_jax.sparsity(params),
+  ):
+    with pytest.raises(TypeError, match="layer/kernel is of type int32"):
+      use()
