@@ -20,10 +20,10 @@ def check_hyperparameters(
   check_number("m", m, at_least=0)
   check_number("eps", eps, at_least=0)
   # The slack is for k - 1 in float32: 4.1 - 1 < 3.1.
-  if _is_concrete(k) and _is_concrete(m) and m > (k - 1) * (1 + 1e-6):
-    raise ValueError(
-      f"m must be at most k - 1 = {k - 1}, got m={m} with k={k}."
-    )
+  if _is_concrete(k) and _is_concrete(m):
+    highest = float(k) - 1
+    if float(m) > highest * (1 + 1e-6):
+      raise ValueError(f"m must be at most k - 1 = {highest}, got {m}.")
 
 
 def check_number(
@@ -49,7 +49,7 @@ def check_number(
   if jnp.ndim(value) != 0:
     raise ValueError(f"{allowed}, got an array of shape {jnp.shape(value)}.")
   if _is_concrete(value) and not (
-    math.isfinite(value) and at_least <= value <= at_most
+    math.isfinite(value) and at_least <= float(value) <= at_most
   ):
     raise ValueError(f"{allowed}, got {value}.")
 

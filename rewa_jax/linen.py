@@ -23,7 +23,9 @@ class Reparameterized(nn.Module):
   initialization x, from the same random numbers, and ``apply`` computes
   :math:`x = \operatorname{sign}(y)|y|^k` inside. Methods of the module are
   methods of this one: ``apply(..., method="encode")`` works. What is reached
-  through ``.module`` computes with bare latents; call methods instead.
+  through ``.module`` computes with bare latents; call methods instead. Inside a
+  ``compact`` method the variables are named after the wrapped module, as they
+  would be without the wrapper.
 
   Attributes:
     module: the module to wrap.

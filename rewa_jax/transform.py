@@ -106,15 +106,14 @@ def _scale(g, y, k, m, eps, gradient):
   slope = magnitude(y, k - 1)
   g = jnp.asarray(g).astype(slope.dtype)
   eps = jnp.asarray(eps).astype(slope.dtype)
-  # Each division has a denominator of 1 where it does not count.
+  g = g * magnitude(y, m)
+  floor = jnp.minimum(slope + eps, jnp.finfo(slope.dtype).max)
+  # Where a division does not count, its denominator is 1.
   if gradient == "weight":
-    divide = eps > 0
-    ratio = slope / jnp.where(divide, slope + eps, 1)
-    g = g * jnp.where(divide, ratio, 1)
+    g = g * jnp.where(eps > 0, slope / jnp.where(eps > 0, floor, 1), 1)
   else:
-    divide = slope + eps > 0
-    g = jnp.where(divide, g / k / jnp.where(divide, slope + eps, 1), 0)
-  return (g * magnitude(y, m)).astype(jnp.asarray(y).dtype)
+    g = jnp.where(floor > 0, g / k / jnp.where(floor > 0, floor, 1), 0)
+  return g.astype(jnp.asarray(y).dtype)
 
 
 def rewa_sgd(
