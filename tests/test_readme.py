@@ -1,0 +1,74 @@
+"""The README's commands and snippets, as printed."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import rewa_jax
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SETUP, *WAYS_IN, AFTERWARDS = re.findall(r"```python\n(.*?)```", README, re.S)
+COMMANDS = re.findall(r"```sh\n(.*?)```", README, re.S)
+
+
+def test_there_are_four_ways_in():
+  assert len(WAYS_IN) == 4
+
+
+@pytest.mark.parametrize("snippet", WAYS_IN)
+def test_each_way_in_has_ten_lines_and_gives_a_sparse_network(snippet, capsys):
+  assert sum(map(bool, snippet.splitlines())) <= 10
+  names = {}
+  exec(SETUP, names)
+  exec(snippet, names)
+  exec(AFTERWARDS, names)
+  report = rewa_jax.sparsity(names["pruned"])
+  assert report.compression > 5
+  assert "compression" in capsys.readouterr().out
+
+  bias1, kernel1, bias2, kernel2 = jax.tree.leaves(names["pruned"])
+  hidden = jax.nn.relu(names["images"] @ kernel1 + bias1)
+  logits = hidden @ kernel2 + bias2
+  assert jnp.mean(logits.argmax(-1) == names["labels"]) > 0.9
+
+
+def test_the_commands_are_one_line_each():
+  assert [len(command.splitlines()) for command in COMMANDS] == [1, 1]
+  quickstart, tests = COMMANDS
+  assert "examples/quickstart.py --out" in quickstart
+  assert tests.rstrip().endswith("-m pytest -q")
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+  script = (ROOT / ".ci" / "run").read_text()
+  pattern = re.search(r"grep -m1 -E '(.*)' README.md", script)[1]
+  matches = [line for line in README.splitlines() if re.search(pattern, line)]
+  assert matches[0] == COMMANDS[1].strip()
+
+
+def test_links_lead_somewhere():
+  for target in re.findall(r"\]\(([^)]+)\)", README):
+    if not target.startswith("http"):
+      assert (ROOT / target).exists(), target
+
+
+def test_every_public_name_in_the_readme_exists():
+  for name in re.findall(r"rewa_jax\.([A-Za-z_.]+[A-Za-z_])", README):
+    owner = rewa_jax
+    for part in name.split("."):
+      owner = getattr(owner, part)
+
+
+def test_importing_the_package_imports_no_extra():
+  code = (
+    "import sys, rewa_jax;"
+    "assert not {'sklearn', 'matplotlib', 'tqdm', 'equinox', 'haiku'}"
+    " & set(sys.modules)"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
