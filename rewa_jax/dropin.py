@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG
 
-from rewa_jax.checks import check_hyperparameters, check_shapes
+from rewa_jax.checks import check_hyperparameters, check_shapes, leaf_paths
 from rewa_jax.masks import Mask, kernels, select
 from rewa_jax.power import power, root, wide_dtype
 from rewa_jax.transform import scale_by_rewa
@@ -134,13 +134,15 @@ def adopt_weights(
   """Makes a drop-in optimizer continue from weights changed from outside.
 
   Without it, the next update would lead back to the weights of the latents in
-  the state. Momentum and moments stay as they are.
+  the state. Momentum and moments stay as they are, so pruned weights may move
+  again; multiplying updates by the masks of :func:`prune` keeps them zero.
 
   Args:
     opt_state: a state that holds the one of :func:`reparameterize`, at any
       depth of optax's wrappers.
     params: the new weights, loaded or pruned, with the tree and shapes of the
-      old ones.
+      old ones. With ``nnx.Optimizer``, take ``nnx.as_pure`` of both, and hand
+      the result back by ``nnx.update(optimizer.opt_state, nnx.state(result))``.
     k: the power that was passed to :func:`reparameterize`.
 
   Returns:
@@ -174,7 +176,14 @@ def adopt_weights(
   def adopt(node: Any) -> Any:
     if not _is_ours(node):
       return node
-    old = _fill(node.latents, params)
+    try:
+      old = _fill(node.latents, params)
+    except ValueError as error:
+      raise ValueError(
+        "params and the latents in opt_state are different trees: params has"
+        f" the leaves {leaf_paths(params)}, the latents are of"
+        f" {leaf_paths(node.latents)}. Of NNX states, pass nnx.as_pure."
+      ) from error
     check_shapes("params", params, "the latents in opt_state", old)
     latents = jax.tree.map(
       lambda y, x: y if _is_plain(y) else _latent(x, k),

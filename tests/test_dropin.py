@@ -281,6 +281,22 @@ def test_adopted_weights_are_where_training_continues():
   assert forgotten.total_nonzero == forgotten.total_size
 
 
+def test_adopted_weights_under_nnx():
+  model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+  optimizer = nnx.Optimizer(model, drop_in(), wrt=nnx.Param)
+  pruned, _ = rewa_jax.prune(nnx.state(model, nnx.Param), sparsity=0.5)
+  nnx.update(model, pruned)
+  state = rewa_jax.adopt_weights(
+    nnx.as_pure(optimizer.opt_state), nnx.as_pure(pruned), K
+  )
+  nnx.update(optimizer.opt_state, nnx.state(state))
+  zero = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
+  before = model.kernel[...]
+  optimizer.update(model, zero)
+  np.testing.assert_allclose(model.kernel[...], before, rtol=1e-5)
+  assert int(rewa_jax.sparsity(nnx.state(model)).total_nonzero) == 4
+
+
 def test_bad_input_to_adoption_is_refused():
   params, _ = linen_setup()
   state = drop_in().init(params)
@@ -289,6 +305,8 @@ def test_bad_input_to_adoption_is_refused():
   wrong = jax.tree.map(lambda x: x[:1], params)
   with pytest.raises(ValueError, match="params and the latents .* at params/"):
     rewa_jax.adopt_weights(state, wrong, K)
+  with pytest.raises(ValueError, match="params has the leaves w, the latents"):
+    rewa_jax.adopt_weights(state, {"w": jnp.ones(2)}, K)
   with pytest.raises(ValueError, match="k must be"):
     rewa_jax.adopt_weights(state, params, 0)
 
