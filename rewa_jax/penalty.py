@@ -118,8 +118,9 @@ def decay_budget(
   r"""Returns :math:`B = k\lambda\sum_{t<T}\eta_t`, the decay of a whole run.
 
   Without a gradient a weight shrinks by exp(-B) from the first step to the
-  last. A budget of 12 to 18 separates dead weights from live ones; near 8 a
-  smear of small weights is left, however large the weight decay.
+  last. A budget of 12 to 18 separates dead weights from live ones, and a
+  threshold between them prunes without loss; near 8 a smear of small weights is
+  left. Exact zeros in float32 need about 85.
 
   Args:
     k: the power, one number >= 1.
