@@ -23,6 +23,7 @@ import os
 import pathlib
 import platform
 import shlex
+import signal
 import sys
 import textwrap
 import time
@@ -361,9 +362,11 @@ def main(argv: Sequence[str]) -> None:
   print(f"Written to {args.out}: {', '.join(files)}")
 
 
+def leave(*_) -> None:
+  print("\nInterrupted, results not written.", file=sys.stderr, flush=True)
+  os._exit(130)  # Not sys.exit: XLA's threads may be at work still.
+
+
 if __name__ == "__main__":
-  try:
-    main(sys.argv[1:])
-  except KeyboardInterrupt:
-    print("\nInterrupted, results not written.", file=sys.stderr)
-    sys.exit(130)
+  signal.signal(signal.SIGINT, leave)
+  main(sys.argv[1:])
