@@ -15,7 +15,9 @@ class Penalty:
   r"""The penalty on weights that ReWA's weight decay on latents amounts to.
 
   Stationary points of the update fulfil
-  :math:`\nabla f(x) = -\lambda \nabla R(x)` where x is nonzero, with
+  :math:`\nabla f(x) = -\lambda \nabla R(x)` where x is nonzero (with momentum,
+  whose sum of gradients is 1 / (1 - momentum) times one, for
+  :math:`(1 - \text{momentum})\lambda` in place of :math:`\lambda`), with
 
   .. math::
     R(x) = \frac{k}{k+1-m}\sum_i |x_i|^p + \epsilon\frac{k}{2-m}\sum_i |x_i|^q,
