@@ -194,7 +194,8 @@ def plot(path, cells, outputs, diverged, title):
     )
     for k, m, value, lost in zip(cells["k"], cells["m"], values, diverged):
       at = POWERS.index(k), MS.index(m)
-      text = "diverged" if lost else f"{value:.3g}"
+      number = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+      text = "diverged" if lost else number
       weight = "bold" if value == best(shown) else "normal"
       middle = (np.nanmin(shown) + np.nanmax(shown)) / 2
       dark = not lost and value < middle
