@@ -103,6 +103,7 @@ def scale_by_rewa(
 
 def _scale(g, y, k, m, eps, gradient):
   """Returns s(y) times the gradient of the weights, in y's dtype."""
+  y = jnp.asarray(y)
   slope = magnitude(y, k - 1)
   g = jnp.asarray(g).astype(slope.dtype)
   eps = jnp.asarray(eps).astype(slope.dtype)
@@ -113,7 +114,7 @@ def _scale(g, y, k, m, eps, gradient):
     g = g * jnp.where(eps > 0, slope / jnp.where(eps > 0, floor, 1), 1)
   else:
     g = jnp.where(floor > 0, g / k / jnp.where(floor > 0, floor, 1), 0)
-  return g.astype(jnp.asarray(y).dtype)
+  return g.astype(y.dtype)
 
 
 def rewa_sgd(

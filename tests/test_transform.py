@@ -368,6 +368,27 @@ def test_no_finite_input_gives_nan(k, m, eps, gradient):
     assert not jnp.isnan(scale.update(g, scale.init(y), y)[0]).any()
 
 
+@pytest.mark.parametrize(
+  "solver",
+  [
+    make(),
+    rewa_jax.rewa_adamw(0.1, 3, weight_decay=0.1),
+    rewa_jax.reparameterize(optax.adamw(0.1), 3),
+  ],
+)
+def test_scalars_empty_leaves_and_abstract_trees(solver):
+  params = {"w": jnp.float32(0.5), "empty": {"kernel": jnp.zeros((0, 3))}}
+  updates, _ = solver.update(params, solver.init(params), params)
+  assert updates["w"] < 0 and updates["empty"]["kernel"].shape == (0, 3)
+  numbers = {"w": 0.5}
+  updates, _ = solver.update(numbers, solver.init(numbers), numbers)
+  assert updates["w"] < 0
+  abstract = jax.eval_shape(lambda: params)
+  assert jax.tree.structure(
+    jax.eval_shape(solver.init, abstract)
+  ) == jax.tree.structure(solver.init(params))
+
+
 def test_gradients_that_are_none_stay_none():
   scale = rewa_jax.scale_by_rewa(3, mask=True)
   params = {"a": jnp.ones(2), "b": jnp.ones(2)}
