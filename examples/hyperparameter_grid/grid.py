@@ -105,6 +105,7 @@ def train_grid(
     )
 
   folder = _open_checkpoints(checkpoints, columns, keys)
+  finished = _finished(folder, count)
   mesh = jax.make_mesh(
     (jax.device_count(),), ("cells",), axis_types=(AxisType.Auto,)
   )
@@ -127,7 +128,7 @@ def train_grid(
 
     first = jax.tree.map(lambda x: x[0], arguments(cells[:1]))
     shapes = _check_outputs(train, first, shapes, _describe(grid, cells[0]))
-    todo = [cell for cell in cells if not _is_done(folder, cell)]
+    todo = [cell for cell in cells if not finished[cell]]
     size = min(len(todo), largest_chunk or count)
     program, size = (
       _compile(train, arguments, todo, size, mesh, memory)
@@ -260,12 +261,13 @@ def _open_checkpoints(folder, columns, keys) -> pathlib.Path | None:
   return folder
 
 
-def _is_done(folder, cell) -> bool:
+def _finished(folder, count) -> np.ndarray:
+  """Returns which cells have a checkpoint."""
+  if folder is None:
+    return np.zeros(count, bool)
+  found = [(folder / f"{cell}.npz").exists() for cell in range(count)]
   # Process 0 decides for all, or their collectives would not meet.
-  done = folder is not None and (folder / f"{cell}.npz").exists()
-  if jax.process_count() > 1:
-    done = multihost_utils.broadcast_one_to_all(np.asarray(done))
-  return bool(done)
+  return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(found)))
 
 
 def _write(folder, results) -> None:
