@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG
 
-from rewa_jax.checks import check_hyperparameters, check_shapes, leaf_paths
+from rewa_jax.checks import check_hyperparameters, check_shapes, path_name
 from rewa_jax.masks import Mask, kernels, select
 from rewa_jax.power import power, root, wide_dtype
 from rewa_jax.transform import scale_by_rewa
@@ -141,8 +141,9 @@ def adopt_weights(
     opt_state: a state that holds the one of :func:`reparameterize`, at any
       depth of optax's wrappers.
     params: the new weights, loaded or pruned, with the tree and shapes of the
-      old ones. With ``nnx.Optimizer``, take ``nnx.as_pure`` of both, and hand
-      the result back by ``nnx.update(optimizer.opt_state, nnx.state(result))``.
+      old ones. With ``nnx.Optimizer``, pass ``nnx.state(model, nnx.Param)``,
+      and hand the result back by
+      ``nnx.update(optimizer.opt_state, nnx.state(result))``.
     k: the power that was passed to :func:`reparameterize`.
 
   Returns:
@@ -173,25 +174,29 @@ def adopt_weights(
       " rewa_jax.to_latents."
     )
 
+  # By path, since NNX wraps the leaves of both in Variables of two kinds.
+  weights = {
+    path_name(path): x
+    for path, x in jax.tree_util.tree_leaves_with_path(params)
+  }
+
   def adopt(node: Any) -> Any:
     if not _is_ours(node):
       return node
-    try:
-      old = _fill(node.latents, params)
-    except ValueError as error:
-      raise ValueError(
-        "params and the latents in opt_state are different trees: params has"
-        f" the leaves {leaf_paths(params)}, the latents are of"
-        f" {leaf_paths(node.latents)}. Of NNX states, pass nnx.as_pure."
-      ) from error
-    check_shapes("params", params, "the latents in opt_state", old)
-    latents = jax.tree.map(
-      lambda y, x: y if _is_plain(y) else _latent(x, k),
-      node.latents,
-      params,
-      is_leaf=_is_plain,
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(
+      node.latents, is_leaf=_is_plain
     )
-    return node._replace(latents=latents)
+    latents = {path_name(path): y for path, y in leaves}
+    like = {
+      name: weights.get(name, 0) if _is_plain(y) else y
+      for name, y in latents.items()
+    }
+    check_shapes("params", weights, "the latents in opt_state", like)
+    adopted = [
+      y if _is_plain(y) else _latent(weights[name], k)
+      for name, y in latents.items()
+    ]
+    return node._replace(latents=treedef.unflatten(adopted))
 
   return jax.tree.map(adopt, opt_state, is_leaf=_is_ours)
 

@@ -286,9 +286,7 @@ def test_adopted_weights_under_nnx():
   optimizer = nnx.Optimizer(model, drop_in(), wrt=nnx.Param)
   pruned, _ = rewa_jax.prune(nnx.state(model, nnx.Param), sparsity=0.5)
   nnx.update(model, pruned)
-  state = rewa_jax.adopt_weights(
-    nnx.as_pure(optimizer.opt_state), nnx.as_pure(pruned), K
-  )
+  state = rewa_jax.adopt_weights(optimizer.opt_state, pruned, K)
   nnx.update(optimizer.opt_state, nnx.state(state))
   zero = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
   before = model.kernel[...]
