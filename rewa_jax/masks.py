@@ -113,14 +113,13 @@ def select(mask: Mask | None, params: Any) -> Any:
 
 
 def map_selected(
-  fn: Callable[..., Any], mask: Mask | None, params: Any, *rest: Any
+  fn: Callable[[Any], Any], mask: Mask | None, params: Any
 ) -> Any:
   """Applies fn to the selected leaves and leaves the others as in params."""
   return jax.tree.map(
-    lambda selected, leaf, *others: fn(leaf, *others) if selected else leaf,
+    lambda selected, leaf: fn(leaf) if selected else leaf,
     select(mask, params),
     params,
-    *rest,
   )
 
 
