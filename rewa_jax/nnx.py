@@ -9,22 +9,11 @@ from rewa_jax.masks import Mask, kernels, select
 from rewa_jax.power import power, root
 
 
-class Reparameterized(nnx.Module):
+class LatentModule(nnx.Module):
   """An NNX module that stores latents and computes with weights.
 
-  Made by :func:`reparameterize`. Calling it, or a method of the model by its
-  name, runs the model on the weights; batch statistics, dropout streams and
-  every other Variable are the model's own and propagate.
-
-  Attributes:
-    model: the model, with latents in its selected Params.
+  Subclasses have a model, and compute its weights in ``_shared_weights``.
   """
-
-  def __init__(self, model: nnx.Module, k: float, paths, gradient: Gradient):
-    self.model = model
-    self._k = k
-    self._paths = paths
-    self._gradient = gradient
 
   def __call__(self, *args, **kwargs):
     return self._shared_weights()(*args, **kwargs)
@@ -43,6 +32,28 @@ class Reparameterized(nnx.Module):
   def weights(self) -> nnx.Module:
     """Returns the bare model with weights; the two share no Variable."""
     return nnx.clone(self._shared_weights())
+
+  def _shared_weights(self) -> nnx.Module:
+    """Returns a model with weights that shares every other Variable."""
+    raise NotImplementedError
+
+
+class Reparameterized(LatentModule):
+  """An NNX module that stores latents and computes with weights.
+
+  Made by :func:`reparameterize`. Calling it, or a method of the model by its
+  name, runs the model on the weights; batch statistics, dropout streams and
+  every other Variable are the model's own and propagate.
+
+  Attributes:
+    model: the model, with latents in its selected Params.
+  """
+
+  def __init__(self, model: nnx.Module, k: float, paths, gradient: Gradient):
+    self.model = model
+    self._k = k
+    self._paths = paths
+    self._gradient = gradient
 
   def _shared_weights(self) -> nnx.Module:
     return _map_params(

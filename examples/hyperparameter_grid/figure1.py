@@ -34,6 +34,9 @@ import rewa_jax
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+import idx
+
 POWERS = (3, 5, 7, 9, 11, 13)
 MS = (0, 2, 4, 6, 8, 10)
 THRESHOLD = 1e-3
@@ -142,24 +145,9 @@ def train_lenet(data, epochs, batch_size=128):
 
 
 def load_mnist(folder: pathlib.Path):
-  """Reads MNIST's four IDX files."""
-
-  def read(name):
-    path = folder / name
-    content = path.read_bytes()
-    axes = content[3]
-    shape = np.frombuffer(content, ">i4", axes, 4)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
-    if content[:3] != b"\0\0\x08" or values.size != shape.prod():
-      raise ValueError(f"{path} is no IDX file of bytes, or is cut off.")
-    return values.reshape(shape)
-
-  parts = []
-  for part in ("train", "t10k"):
-    images = read(f"{part}-images-idx3-ubyte")
-    parts.append(np.float32(images.reshape(len(images), -1) / 255))
-    parts.append(read(f"{part}-labels-idx1-ubyte").astype(np.int32))
-  return parts
+  images, labels, test_images, test_labels = idx.load(folder)
+  flat = [x.reshape(len(x), -1) for x in (images, test_images)]
+  return flat[0], labels, flat[1], test_labels
 
 
 def load_digits_split():

@@ -3,8 +3,6 @@ import json
 import figure1
 import grid
 import jax
-import numpy as np
-import pytest
 
 KEY = jax.random.key(0)
 
@@ -31,26 +29,6 @@ def test_lenet_trains_in_every_cell():
   assert not result.diverged.any()
   assert (result.outputs["test accuracy"] > 0.8).all()
   assert (result.outputs["compression"] >= 1).all()
-
-
-def write_idx(path, values):
-  header = bytes([0, 0, 8, values.ndim])
-  header += np.array(values.shape, ">i4").tobytes()
-  path.write_bytes(header + values.tobytes())
-
-
-def test_mnist_is_read_from_idx_files(tmp_path):
-  images = np.arange(2 * 28 * 28).reshape(2, 28, 28).astype(np.uint8)
-  for part in ("train", "t10k"):
-    write_idx(tmp_path / f"{part}-images-idx3-ubyte", images)
-    write_idx(tmp_path / f"{part}-labels-idx1-ubyte", np.uint8([3, 7]))
-  read, labels, _, _ = figure1.load_mnist(tmp_path)
-  np.testing.assert_allclose(read, images.reshape(2, -1) / 255, rtol=1e-6)
-  assert labels.tolist() == [3, 7]
-  cut = tmp_path / "train-labels-idx1-ubyte"
-  cut.write_bytes(cut.read_bytes()[:-1])
-  with pytest.raises(ValueError, match="train-labels-idx1-ubyte is no IDX"):
-    figure1.load_mnist(tmp_path)
 
 
 def test_the_program_writes_a_plot_and_numbers(tmp_path, monkeypatch):

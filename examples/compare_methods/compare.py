@@ -1,0 +1,404 @@
+"""Compares the sparsity methods of the field on one network and data set.
+
+Every method gets the same steps and batches and a grid of the same size over
+its own strength and learning rate, which trains as one compiled vmap. Every
+network of the grid is pruned at every threshold of one list, and the pair with
+the highest compression whose accuracy on validation images is at most 0.5, 1, 2
+or 4 points below the dense network's is chosen. What was chosen is trained anew
+from other seeds and tested once.
+
+Reads the IDX files of MNIST or of a data set in its format from --data, or
+takes scikit-learn's digits, enlarged to 28 x 28. A folder --out that holds
+finished methods is continued. Writes results.csv, table.md, curves.png and, for
+every method, a JSON.
+"""
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import re
+import signal
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tables
+from methods import METHODS
+from networks import NETWORKS
+from sklearn.datasets import load_digits
+from tqdm import tqdm
+from train import BATCH_SIZE, Data, measure, train
+
+import rewa_jax
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+import idx
+
+TOLERANCES = (0.005, 0.01, 0.02, 0.04)
+THRESHOLDS = (
+  *(0.0, 1e-6, 1e-5, 1e-4, 1e-3, 2e-3, 5e-3),
+  *(1e-2, 1.5e-2, 2e-2, 3e-2, 4e-2, 5e-2, 6e-2, 7e-2, 8e-2),
+  *(0.1, 0.12, 0.15, 0.2),
+)
+GRID_SEED, FINAL_SEEDS = 0, (1, 2, 3)
+FAST = ("dense", "ReWA", "spred", "L1, proximal", "GMP")
+
+
+def load_data(folder: pathlib.Path | None) -> Data:
+  """Returns the parts; 5,000 training images, or a tenth, are held back."""
+  if folder is not None:
+    images, labels, *test = idx.load(folder)
+  else:
+    images, labels = load_digits(return_X_y=True)
+    images = np.kron(images.reshape(-1, 8, 8) / 16, np.ones((3, 3)))
+    images = np.pad(np.float32(images), ((0, 0), (2, 2), (2, 2)))
+    order = np.random.default_rng(0).permutation(len(labels))
+    images, labels = images[order], labels[order].astype(np.int32)
+    test = [images[:400], labels[:400]]
+    images, labels = images[400:], labels[400:]
+  held_back = min(5000, len(labels) // 10)
+  order = np.random.default_rng(1).permutation(len(labels))
+  validation, rest = order[:held_back], order[held_back:]
+  parts = (
+    (images[rest], labels[rest]),
+    (images[validation], labels[validation]),
+    test,
+  )
+  return Data(*(tuple(map(jnp.asarray, part)) for part in parts))
+
+
+def choose(
+  grid: dict[str, Any], least_accuracy: float
+) -> tuple[int, int] | None:
+  """Returns the sparsest (threshold, cell) that is accurate enough."""
+  accuracy, nonzero = map(np.array, (grid["accuracy"], grid["nonzero"]))
+  good = accuracy >= least_accuracy
+  if not good.any():
+    return None
+  nonzero = np.where(good, nonzero, np.inf)
+  # Of equally sparse ones the most accurate.
+  best = np.lexsort((-accuracy.ravel(), nonzero.ravel()))[0]
+  return divmod(int(best), accuracy.shape[1])
+
+
+def tune(network, method, data, epochs, pilot, advance) -> dict[str, Any]:
+  """Trains the grid, and measures it on validation images."""
+  cells = [(s, r) for s in method.strengths for r in method.rates]
+  trained = train(
+    network,
+    method,
+    cells,
+    data,
+    seed=GRID_SEED,
+    epochs=epochs,
+    pilot=pilot,
+    advance=advance,
+  )
+  measured = measure(
+    network, trained.weights, jnp.array(THRESHOLDS), *data.validation
+  )
+  steps = epochs * (len(data.train[1]) // BATCH_SIZE) * len(cells)
+  first = jax.tree.map(lambda leaf: leaf[0], trained.weights)
+  return {
+    "grid": {
+      "cells": cells,
+      "size": rewa_jax.sparsity(first).total_size,
+      **{name: values.tolist() for name, values in measured.items()},
+    },
+    "milliseconds_per_step": 1e3 * trained.seconds / steps,
+    "bytes": trained.bytes,
+    "weights": trained.weights,
+  }
+
+
+def test(
+  network, method, data, grid, picks, epochs, pilots, seeds, advance
+) -> list[dict[str, Any]]:
+  """Trains the chosen cells from other seeds, and measures them on test."""
+  found = {t: pick for t, pick in picks.items() if pick is not None}
+  chosen = sorted({cell for _, cell in found.values()})
+  if not chosen:
+    return []
+  cells = [grid["cells"][cell] for cell in chosen]
+  measures = []
+  for seed in seeds:
+    trained = train(
+      network,
+      method,
+      cells,
+      data,
+      seed=seed,
+      epochs=epochs,
+      pilot=pilots.get(seed),
+      advance=advance,
+    )
+    measured = measure(
+      network, trained.weights, jnp.array(THRESHOLDS), *data.test
+    )
+    measures.append(jax.tree.map(np.asarray, measured))
+  rows = []
+  for tolerance, (threshold, cell) in found.items():
+    at = threshold, chosen.index(cell)
+    strength, rate = grid["cells"][cell]
+    rows.append(
+      {
+        "tolerance": tolerance,
+        "strength": strength,
+        "rate": rate,
+        "threshold": THRESHOLDS[threshold],
+        "validation_accuracy": grid["accuracy"][threshold][cell],
+        "size": grid["size"],
+        "test_accuracy": [float(m["accuracy"][at]) for m in measures],
+        "nonzero": [int(m["nonzero"][at]) for m in measures],
+        "structured": [int(m["structured"][at]) for m in measures],
+      }
+    )
+  return rows
+
+
+def train_pilots(network, method, data, grid, epochs, seeds, advance):
+  """Trains the most accurate dense network from every seed."""
+  cell = grid["cells"][int(np.argmax(grid["accuracy"][0]))]
+  pilots = {}
+  for seed in seeds:
+    trained = train(
+      network,
+      method,
+      [cell],
+      data,
+      seed=seed,
+      epochs=epochs,
+      pilot=None,
+      advance=advance,
+    )
+    pilots[seed] = jax.tree.map(lambda leaf: leaf[0], trained.weights)
+  return pilots
+
+
+def read_pilots(path, like) -> dict[int, Any]:
+  with np.load(path, allow_pickle=False) as file:
+    leaves = {name: file[name] for name in file.files}
+  treedef = jax.tree.structure(like)
+  seeds = {int(name.split("-")[0]) for name in leaves}
+  return {
+    seed: treedef.unflatten(
+      leaves[f"{seed}-{i}"] for i in range(treedef.num_leaves)
+    )
+    for seed in seeds
+  }
+
+
+def write_pilots(path, pilots) -> None:
+  leaves = {
+    f"{seed}-{i}": leaf
+    for seed, weights in pilots.items()
+    for i, leaf in enumerate(jax.tree.leaves(weights))
+  }
+  part = path.with_name("part.npz")
+  np.savez(part, **leaves)
+  part.replace(path)
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+  part = path.with_name(path.name + ".part")
+  part.write_bytes(content)
+  part.replace(path)
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+  text = json.dumps(content, indent=1)
+  # A line for each innermost list, of which there are many.
+  text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
+  write(path, (text + "\n").encode())
+
+
+def file_name(method: str) -> str:
+  return re.sub(r"\W+", "_", method.lower()).strip("_") + ".json"
+
+
+def provenance() -> dict[str, Any]:
+  cpuinfo = pathlib.Path("/proc/cpuinfo")
+  lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+  names = [line.split(": ")[1] for line in lines if "model name" in line]
+  return {
+    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "versions": {
+      "python": platform.python_version(),
+      "rewa_jax": rewa_jax.__version__,
+      **{"jax": jax.__version__, "optax": optax.__version__},
+    },
+    "machine": f"{names[0] if names else platform.processor()},"
+    f" {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
+  }
+
+
+def parse(argv) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add(
+    "--network",
+    choices=tuple(METHODS),
+    default="lenet300",
+    help="LeNet-300-100 with every method, or LeNet-5 with the main ones and"
+    " a smaller grid (default: %(default)s)",
+  )
+  add("--data", type=pathlib.Path, help="folder of IDX files (default: digits)")
+  add(
+    "--epochs",
+    type=int,
+    help="passes over the training images (default: 8, --fast 1, digits 100)",
+  )
+  add(
+    "--only",
+    action="append",
+    metavar="METHOD",
+    help="compare only this method with the dense network; may be repeated",
+  )
+  add(
+    "--fast",
+    action="store_true",
+    help="within a minute: five methods, one final seed",
+  )
+  add(
+    "--out",
+    type=pathlib.Path,
+    help="folder for the results (default: results/compare_methods/NETWORK)",
+  )
+  args = parser.parse_args(argv)
+  known = METHODS[args.network]()
+  for name in args.only or ():
+    if name not in known:
+      parser.error(f"--only {name}: not one of {', '.join(known)}")
+  names = args.only or (FAST if args.fast else known)
+  args.methods = {
+    name: known[name] for name in known if name in names or name == "dense"
+  }
+  if args.epochs is None:
+    args.epochs = (1 if args.fast else 8) if args.data else 100
+  if args.epochs < 1:
+    parser.error(f"--epochs must be at least 1, got {args.epochs}")
+  if args.out is None:
+    args.out = pathlib.Path("results", "compare_methods", args.network)
+  args.seeds = FINAL_SEEDS[:1] if args.fast else FINAL_SEEDS
+  return args
+
+
+def main(argv) -> None:
+  args = parse(argv)
+  data = load_data(args.data)
+  args.out.mkdir(parents=True, exist_ok=True)
+  digest = hashlib.sha256(np.asarray(data.train[0]).tobytes()).hexdigest()
+  network = NETWORKS[args.network](int(data.train[1].max()) + 1)
+  common = {
+    **{"network": args.network, "epochs": args.epochs, "data": digest[:16]},
+    **{"batch_size": BATCH_SIZE, "seeds": list(args.seeds)},
+    "thresholds": list(THRESHOLDS),
+  }
+  passes = 1 + len(args.seeds)
+  bar = tqdm(
+    total=len(args.methods) * passes * args.epochs, unit="epoch", smoothing=0.1
+  )
+  results, pilots, reference = {}, {}, None
+  for done, (name, method) in enumerate(args.methods.items(), 1):
+    bar.set_description(name)
+    settings = {
+      **common,
+      "strengths": list(method.strengths),
+      "rates": list(method.rates),
+    }
+    path = args.out / file_name(name)
+    pilot_path = args.out / "dense.npz"
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    if stored.get("settings") == settings and (
+      name != "dense" or pilot_path.exists()
+    ):
+      result = stored
+    else:
+      result = {"method": name, "settings": settings, **provenance()}
+      pilot = pilots.get(GRID_SEED)
+      advance = bar.update
+      tuned = tune(network, method, data, args.epochs, pilot, advance)
+      del tuned["weights"]
+      result |= tuned
+      if name == "dense":
+        pilots = train_pilots(
+          network,
+          method,
+          data,
+          result["grid"],
+          args.epochs,
+          (GRID_SEED, *args.seeds),
+          lambda: None,
+        )
+        write_pilots(pilot_path, pilots)
+        result["validation_accuracy"] = float(
+          np.max(result["grid"]["accuracy"][0])
+        )
+        result["test_accuracy"] = [
+          float(
+            measure(
+              network,
+              jax.tree.map(lambda leaf: leaf[None], pilots[seed]),
+              jnp.zeros(1),
+              *data.test,
+            )["accuracy"][0, 0]
+          )
+          for seed in args.seeds
+        ]
+      least = (reference or result)["validation_accuracy"]
+      picks = {t: choose(result["grid"], least - t) for t in TOLERANCES}
+      result["chosen"] = test(
+        network,
+        method,
+        data,
+        result["grid"],
+        picks,
+        args.epochs,
+        pilots,
+        args.seeds,
+        advance,
+      )
+      write_json(path, result)
+    if name == "dense":
+      reference = result
+      if not pilots:
+        like = jax.eval_shape(
+          network.init, jax.random.key(0), data.train[0][:1]
+        )
+        pilots = read_pilots(pilot_path, like)
+    results[name] = result
+    bar.update(done * passes * args.epochs - bar.n)
+  bar.close()
+  dense = float(np.mean(reference["test_accuracy"]))
+  table = tables.to_markdown(results, dense)
+  title = (
+    f"{args.network}, {args.epochs} epochs, mean of {len(args.seeds)} runs"
+  )
+  write(args.out / "results.csv", tables.to_csv(results))
+  write(args.out / "table.md", table.encode())
+  write(args.out / "curves.png", tables.plot(results, dense, title))
+  print(table)
+  print(f"Written to {args.out}.")
+
+
+def leave(*_) -> None:
+  print(
+    "\nInterrupted; the same command goes on after the last finished method.",
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(130)  # Not sys.exit: XLA's threads may be at work still.
+
+
+if __name__ == "__main__":
+  signal.signal(signal.SIGINT, leave)
+  main(sys.argv[1:])

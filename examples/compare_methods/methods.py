@@ -1,0 +1,201 @@
+"""Every method of the comparison, and the grid it is tuned on."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import rewa_jax
+from rewa_jax import baselines
+
+MOMENTUM = 0.9
+
+
+class Run(NamedTuple):
+  """What a method is given beside its strength.
+
+  Attributes:
+    schedule: the learning rate.
+    steps: how many there will be.
+    pilot: the weights of the dense network, trained with the same seed.
+  """
+
+  schedule: optax.Schedule
+  steps: int
+  pilot: Any
+
+
+class Setting(NamedTuple):
+  """A method with its strength.
+
+  Attributes:
+    optimizer: of what is trained.
+    to_params: from a PRNG key and drawn weights to what is trained.
+    to_weights: from what is trained to weights.
+  """
+
+  optimizer: optax.GradientTransformation
+  to_params: Callable[[Any, Any], Any] = lambda key, weights: weights
+  to_weights: Callable[[Any], Any] = lambda params: params
+
+
+class Method(NamedTuple):
+  """All that differs between methods.
+
+  Attributes:
+    setting: makes a setting of a strength, traced, and a run.
+    strengths: what the strength is tuned over.
+    rates: what the peak of the learning rate is tuned over.
+    from_pilot: whether training starts at the pilot, not at drawn weights.
+  """
+
+  setting: Callable[[jax.Array, Run], Setting]
+  strengths: Sequence[float]
+  rates: Sequence[float] = (0.1, 0.2, 0.4)
+  from_pilot: bool = False
+
+
+def spread(highest: float, factor: float = 2.5) -> tuple[float, ...]:
+  """Returns four strengths up to the highest, evenly spread in logarithm."""
+  return tuple(float(f"{highest / factor**i:.2g}") for i in (3, 2, 1, 0))
+
+
+def reparameterized(method, strengths, **others) -> Method:
+  def setting(strength, run):
+    return Setting(
+      baselines.sgd(run.schedule, method, strength=strength, momentum=MOMENTUM),
+      lambda key, weights: method.to_latents(weights),
+      method.to_weights,
+    )
+
+  return Method(setting, strengths, **others)
+
+
+def factorized(depth, strengths, *, corrected, rates) -> Method:
+  """Deep weight factorization as published: its start, and no momentum."""
+  method = baselines.deep_weight_factorization(depth)
+
+  def setting(strength, run):
+    return Setting(
+      baselines.sgd(run.schedule, method, strength=strength),
+      lambda key, weights: baselines.draw_factors(
+        key, weights, depth, corrected=corrected
+      ),
+      method.to_weights,
+    )
+
+  return Method(setting, strengths, rates)
+
+
+def proximal(penalty, strengths, **others) -> Method:
+  """A penalty with a proximal step; it is made of a strength and a pilot."""
+
+  def setting(strength, run):
+    return Setting(
+      baselines.proximal_sgd(
+        run.schedule, penalty(strength, run.pilot), momentum=MOMENTUM
+      )
+    )
+
+  return Method(setting, strengths, **others)
+
+
+def added(gradient, strengths) -> Method:
+  """A penalty whose gradient is added outside the momentum."""
+
+  def setting(strength, run):
+    return Setting(
+      optax.chain(
+        optax.trace(MOMENTUM),
+        gradient(strength),
+        optax.scale_by_learning_rate(run.schedule),
+      )
+    )
+
+  return Method(setting, strengths)
+
+
+def decay_kernels(decay):
+  return optax.add_decayed_weights(decay, rewa_jax.kernels)
+
+
+def power_propagation(alpha, run) -> Setting:
+  method = baselines.PowerPropagation(alpha)
+  return Setting(
+    optax.sgd(run.schedule, MOMENTUM),
+    lambda key, weights: method.to_latents(weights),
+    method.to_weights,
+  )
+
+
+def gradual_pruning(sparsity, run) -> Setting:
+  return Setting(
+    optax.chain(
+      optax.sgd(run.schedule, MOMENTUM),
+      baselines.gradual_pruning(
+        sparsity,
+        begin=run.steps // 10,
+        end=run.steps * 3 // 4,
+        every=max(run.steps // 40, 1),
+      ),
+    )
+  )
+
+
+def lenet300_methods() -> dict[str, Method]:
+  channels = "output"
+  # Rates at which the next larger one diverges, in trials of 3 epochs.
+  factor_rates, dwf_rates = (0.2, 0.5, 1.0), (1.0, 2.0, 4.0)
+  return {
+    "dense": added(decay_kernels, (0.0, 3e-4, 1e-3, 3e-3)),
+    "ReWA": reparameterized(baselines.Rewa(9, 2), spread(0.005)),
+    "L1, proximal": proximal(lambda s, _: baselines.L1(s), spread(0.004)),
+    "spred": reparameterized(
+      baselines.spred(), spread(0.005), rates=factor_rates
+    ),
+    "DWF, D = 3": factorized(
+      3, spread(6e-4), corrected=False, rates=(0.5, 1.0, 2.0)
+    ),
+    "DWF, D = 3, corrected start": factorized(
+      3, spread(6e-4), corrected=True, rates=dwf_rates
+    ),
+    "DWF, D = 4, corrected start": factorized(
+      4, spread(3e-4), corrected=True, rates=dwf_rates
+    ),
+    "GMP": Method(gradual_pruning, (0.97, 0.98, 0.987, 0.992)),
+    "lp, clipped gradient": added(
+      lambda s: baselines.add_clipped_lp(s, p=0.5, clip=0.02), spread(0.003)
+    ),
+    "ReWA in groups": reparameterized(
+      baselines.GroupedRewa(9, channels, 2), spread(0.02)
+    ),
+    "group lasso": proximal(
+      lambda s, _: baselines.GroupL1(s, channels), spread(0.05)
+    ),
+    "grouped Hadamard": reparameterized(
+      baselines.Gated(channels), spread(0.05)
+    ),
+    "D-Gating, D = 3": reparameterized(
+      baselines.Gated(channels, 3), spread(0.06)
+    ),
+    "Hadamard difference": reparameterized(
+      baselines.HadamardDifference(2), spread(0.006), rates=factor_rates
+    ),
+    "untied power, K = 4": reparameterized(
+      baselines.untied_power(4), spread(0.003), rates=factor_rates
+    ),
+    "PowerPropagation": Method(power_propagation, (1.5, 2.0, 3.0, 4.0)),
+    "L1, subgradient": added(baselines.add_l1_subgradient, spread(0.004)),
+    "MCP": proximal(lambda s, _: baselines.MCP(s), spread(0.03, 2)),
+    "SCAD": proximal(lambda s, _: baselines.SCAD(s), spread(0.03, 2)),
+    "adaptive lasso": proximal(
+      lambda s, pilot: baselines.AdaptiveL1(s, pilot, delta=1e-3),
+      spread(1e-3),
+      from_pilot=True,
+    ),
+    "STR": reparameterized(baselines.SoftThreshold(-5.0), spread(0.03, 2)),
+  }
+
+
+METHODS = {"lenet300": lenet300_methods}

@@ -1,0 +1,186 @@
+"""Trains all settings of a method in one compiled vmap."""
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from methods import Method, Run, Setting
+
+import rewa_jax
+
+BATCH_SIZE = 128
+
+
+class Data(NamedTuple):
+  """Images and labels to train on, to choose with and to report."""
+
+  train: tuple[jax.Array, jax.Array]
+  validation: tuple[jax.Array, jax.Array]
+  test: tuple[jax.Array, jax.Array]
+
+
+class Trained(NamedTuple):
+  """What came of training.
+
+  Attributes:
+    weights: a tree with a leading axis of models.
+    seconds: of training, without compilation.
+    bytes: held for one model by what is trained and the optimizer's state.
+  """
+
+  weights: Any
+  seconds: float
+  bytes: int
+
+
+def train(
+  network: nn.Module,
+  method: Method,
+  cells: Sequence[tuple[float, float]],
+  data: Data,
+  *,
+  seed: int,
+  epochs: int,
+  pilot: Any,
+  advance,
+) -> Trained:
+  """Trains one model for each cell, a strength and a rate, on equal batches.
+
+  Args:
+    network: the network.
+    method: the method.
+    cells: pairs of strength and peak of the learning rate.
+    data: what to train on.
+    seed: of initial weights and batches, the same for all cells.
+    epochs: passes over the training data.
+    pilot: the weights of the dense network of this seed, or None.
+    advance: called after each epoch.
+
+  Returns:
+    The weights, and what they took.
+  """
+  images, labels = data.train
+  per_epoch = len(labels) // BATCH_SIZE
+  steps = epochs * per_epoch
+  shape = optax.warmup_cosine_decay_schedule(
+    0.0, 1.0, max(steps // 10, 1), max(steps, 2)
+  )
+  init_key, params_key = jax.random.split(jax.random.key(seed))
+
+  def setting_of(strength, rate) -> Setting:
+    run = Run(lambda count: rate * shape(count), steps, pilot)
+    return method.setting(strength, run)
+
+  def start(strength, rate):
+    setting = setting_of(strength, rate)
+    weights = pilot
+    if not method.from_pilot:
+      weights = network.init(init_key, images[:1])
+    params = setting.to_params(params_key, weights)
+    return params, setting.optimizer.init(params)
+
+  def train_epoch(carry, strength, rate, images, labels, batches):
+    setting = setting_of(strength, rate)
+
+    def loss(params, batch):
+      logits = network.apply(setting.to_weights(params), images[batch])
+      return optax.softmax_cross_entropy_with_integer_labels(
+        logits, labels[batch]
+      ).mean()
+
+    def step(carry, batch):
+      params, state = carry
+      grads = jax.grad(loss)(params, batch)
+      updates, state = setting.optimizer.update(grads, state, params)
+      return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, carry, batches)[0]
+
+  strengths, rates = map(jnp.float32, zip(*cells))
+  # All models count the same steps, so that what hangs on the count (GMP's
+  # sorting) is decided once for all and not computed at every step.
+  axes = jax.tree.map(
+    lambda leaf: None if jnp.issubdtype(leaf.dtype, jnp.integer) else 0,
+    jax.eval_shape(start, strengths[0], rates[0]),
+  )
+  carry = jax.jit(jax.vmap(start, out_axes=axes))(strengths, rates)
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(carry)) // len(cells)
+  advance_epoch = jax.jit(
+    jax.vmap(
+      train_epoch,
+      in_axes=(axes, 0, 0, None, None, None),
+      out_axes=axes,
+    ),
+    donate_argnums=0,
+  )
+  random = np.random.default_rng(seed)
+  compiled, seconds = None, 0.0
+  for _ in range(epochs):
+    order = random.permutation(len(labels))[: per_epoch * BATCH_SIZE]
+    batches = jnp.asarray(order.reshape(per_epoch, BATCH_SIZE))
+    args = carry, strengths, rates, images, labels, batches
+    if compiled is None:
+      compiled = advance_epoch.lower(*args).compile()
+    begin = time.perf_counter()
+    carry = jax.block_until_ready(compiled(*args))
+    seconds += time.perf_counter() - begin
+    advance()
+  to_weights = jax.jit(
+    jax.vmap(lambda s, r, params: setting_of(s, r).to_weights(params))
+  )
+  return Trained(to_weights(strengths, rates, carry[0]), seconds, size)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def measure(
+  network: nn.Module,
+  weights: Any,
+  thresholds: jax.Array,
+  images: jax.Array,
+  labels: jax.Array,
+) -> dict[str, jax.Array]:
+  """Prunes every model at every threshold, and measures what is left.
+
+  Returns:
+    Arrays of shape (thresholds, models): accuracy, nonzero weights, and the
+    weights of the network without its empty rows and columns.
+  """
+
+  def one(weights, threshold):
+    pruned, _ = rewa_jax.prune(weights, threshold=threshold)
+    hits = network.apply(pruned, images).argmax(-1) == labels
+    return {
+      "accuracy": hits.mean(),
+      "nonzero": rewa_jax.sparsity(pruned).total_nonzero,
+      "structured": structured_size(pruned),
+    }
+
+  return jax.lax.map(
+    lambda threshold: jax.vmap(one, (0, None))(weights, threshold), thresholds
+  )
+
+
+def structured_size(weights: Any) -> jax.Array:
+  """Counts the weights left when only whole channels may be dropped.
+
+  A row or column of a kernel (an input or output channel) counts in full as
+  long as one of its weights is nonzero.
+  """
+
+  def size(kernel):
+    alive = kernel != 0
+    alive = alive.reshape(-1, *alive.shape[-2:])
+    inputs, outputs = alive.any((0, 2)).sum(), alive.any((0, 1)).sum()
+    return len(alive) * inputs * outputs
+
+  selected = rewa_jax.kernels(weights)
+  sizes = jax.tree.map(
+    lambda chosen, leaf: size(leaf) if chosen else 0, selected, weights
+  )
+  return sum(jax.tree.leaves(sizes))

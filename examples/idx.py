@@ -1,0 +1,46 @@
+"""Reads image data sets in the IDX format: MNIST and its family."""
+
+import pathlib
+
+import numpy as np
+
+
+def load(folder: pathlib.Path) -> tuple[np.ndarray, ...]:
+  """Returns train images, train labels, test images and test labels.
+
+  Args:
+    folder: holds the four files of MNIST or of a data set in its format,
+      unpacked, with their official names.
+
+  Returns:
+    Images as float32 in [0, 1] of shape (n, height, width), labels as int32.
+
+  Raises:
+    ValueError: if a file is no IDX file of bytes or is cut off, or images and
+      labels are not as many.
+  """
+  parts = []
+  for part in ("train", "t10k"):
+    images = _read(folder / f"{part}-images-idx3-ubyte")
+    labels = _read(folder / f"{part}-labels-idx1-ubyte")
+    if len(images) != len(labels):
+      raise ValueError(
+        f"{folder} has {len(images)} {part} images and {len(labels)} labels."
+      )
+    parts += [np.float32(images) / 255, labels.astype(np.int32)]
+  return tuple(parts)
+
+
+def _read(path):
+  content = path.read_bytes()
+  axes = content[3] if len(content) > 3 else 0
+  if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * axes:
+    raise ValueError(f"{path} is no IDX file of bytes.")
+  shape = np.frombuffer(content, ">i4", axes, 4)
+  values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
+  if values.size != shape.prod():
+    raise ValueError(
+      f"{path} should have {shape.prod()} bytes after its head, it has"
+      f" {values.size}."
+    )
+  return values.reshape(shape)

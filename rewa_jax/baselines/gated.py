@@ -1,0 +1,88 @@
+"""Groups of weights times gates, so that whole groups vanish."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from rewa_jax.baselines.factorized import check_depth, divide
+from rewa_jax.baselines.groups import Groups, group_axes, group_norms
+from rewa_jax.baselines.reparameterization import Reparameterization
+from rewa_jax.checks import check_number
+from rewa_jax.power import wide_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Gated(Reparameterization):
+  r"""Groups of weights times D - 1 gates, under weight decay on all.
+
+  .. math::
+    x_g = u_g \prod_{i=1}^{D-1} \nu_{g,i}, \qquad
+    S(u, \nu) = \frac1D\Big(\|u\|^2 + \sum_i \|\nu_i\|^2\Big), \qquad
+    R(x) = \sum_g \|x_g\|^{2/D}
+
+  with one number :math:`\nu_{g,i}` a group. Depth 2 is the grouped Hadamard
+  product, which solves the group lasso; more is D-Gating.
+
+  Attributes:
+    groups: what a group is: ``"output"`` or ``"input"`` channels, ``"rows"``,
+      attention ``"heads"``, or a function; see :func:`group_axes`.
+    depth: D, an integer >= 2.
+    offset: keeps gates of small groups from zero at the start, >= 0, in the
+      units of weights: gates are :math:`(\|x_g\|^2 + \text{offset}^2)^{1/2D}`.
+      With offset 0 a group that is zero stays so.
+
+  Raises:
+    ValueError: if depth or offset is out of range.
+    TypeError: if depth is no integer.
+
+  Examples:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from rewa_jax import baselines
+    >>> method = baselines.Gated("output")
+    >>> latents = method.to_latents({"kernel": jnp.ones((3, 2))})
+    >>> jax.tree.map(jnp.shape, latents["kernel"].values)
+    ((3, 2), (1, 2))
+    >>> print(f"{method.implicit_penalty([[3.0, 0.0], [4.0, 1.0]]):.1f}")
+    6.0
+
+  References:
+    Kolb et al., `Smoothing the Edges: Smooth Optimization for Sparse
+    Regularization using Hadamard Overparametrization
+    <https://arxiv.org/abs/2307.03571>`_, 2023
+  """
+
+  groups: Groups
+  depth: int = 2
+  offset: jax.typing.ArrayLike = 0.1
+
+  def __post_init__(self):
+    check_depth(self.depth)
+    check_number("offset", self.offset, at_least=0)
+
+  @property
+  def parts(self):
+    return self.depth
+
+  def split(self, path, x):
+    wide = x.astype(wide_dtype(x))
+    norms = group_norms(wide, group_axes(self.groups, path, x))
+    gate = jnp.hypot(norms, self.offset) ** (1 / self.depth)
+    directions = divide(wide, gate ** (self.depth - 1))
+    gates = [jnp.copy(gate) for _ in range(self.depth - 1)]
+    return tuple(value.astype(x.dtype) for value in (directions, *gates))
+
+  def join(self, *values):
+    weights, *gates = values
+    # The gates first: they are small arrays.
+    return weights * math.prod(gates)
+
+  def smooth_penalty(self, *values):
+    return sum(jnp.sum(w**2) for w in values) / self.depth
+
+  def implicit_penalty(self, x, path="kernel"):
+    x = jnp.asarray(x)
+    norms = group_norms(x, group_axes(self.groups, path, x))
+    return jnp.sum(norms ** (2 / self.depth))

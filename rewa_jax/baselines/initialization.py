@@ -1,0 +1,103 @@
+"""The random start of deep weight factorization."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.stats import norm
+
+from rewa_jax.baselines.factorized import check_depth
+from rewa_jax.baselines.reparameterization import Factors
+from rewa_jax.masks import Mask, kernels, select
+from rewa_jax.power import wide_dtype
+
+# The published eps is this share of the standard deviation of the weights.
+_LEAST = 0.01
+
+
+def draw_factors(
+  key: jax.Array,
+  params: Any,
+  depth: int,
+  *,
+  corrected: bool = False,
+  mask: Mask | None = kernels,
+) -> Any:
+  r"""Draws factors whose product stands for freshly drawn weights.
+
+  Each of D factors is drawn from
+
+  .. math::
+    \mathcal N(0, \sigma^{2/D}) \quad\text{given}\quad
+    \varepsilon^{1/D} < |w| < \min(1, (2\sigma)^{1/D}), \qquad
+    \varepsilon = 0.01\,\sigma
+
+  with :math:`\sigma` the root mean square of the given weights of the leaf.
+  The bounds keep products from being almost zero, where they hardly learn, and
+  from outliers. They also make the standard deviation of the product smaller
+  than :math:`\sigma`: 0.56, 0.40 and 0.31 of it for depth 2, 3 and 4.
+
+  Args:
+    key: a PRNG key.
+    params: a tree of weights as the network draws them, for shapes and scales.
+    depth: D, the number of factors, an integer >= 2.
+    corrected: whether to scale the factors up so that the product has the
+      standard deviation :math:`\sigma`.
+    mask: which leaves to replace: a tree of bools with the structure of params
+      or a prefix of it, a function that returns one, or None for all.
+
+  Returns:
+    A tree of latents for :func:`deep_weight_factorization` of this depth, of
+    params' dtypes.
+
+  Raises:
+    ValueError: if depth < 2, or the mask does not fit params or selects nothing
+      by name.
+    TypeError: if depth is no integer, or a selected leaf is not floating point.
+
+  Examples:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from rewa_jax import baselines
+    >>> weights = 0.1 * jax.random.normal(jax.random.key(0), (99, 99))
+    >>> params = {"kernel": weights}
+    >>> method = baselines.deep_weight_factorization(3)
+    >>> for corrected in (False, True):
+    ...   latents = baselines.draw_factors(
+    ...     jax.random.key(1), params, 3, corrected=corrected)
+    ...   print(f"{method.to_weights(latents)['kernel'].std():.2f}")
+    0.04
+    0.10
+
+  References:
+    Kolb et al., Deep Weight Factorization: Sparse Learning Through the Lens of
+    Artificial Symmetries, ICLR 2025
+  """
+  check_depth(depth)
+  leaves, treedef = jax.tree.flatten(params)
+  selected = jax.tree.leaves(select(mask, params))
+  keys = jax.random.split(key, max(len(leaves), 1))
+  return treedef.unflatten(
+    _draw(key, jnp.asarray(x), depth, corrected) if chosen else x
+    for key, chosen, x in zip(keys, selected, leaves)
+  )
+
+
+def _draw(key, x, depth, corrected):
+  dtype = wide_dtype(x)
+  sigma = jnp.sqrt(jnp.mean(jnp.square(x.astype(dtype))))
+  scale = sigma ** (1 / depth)
+  low = _LEAST ** (1 / depth)
+  high = jnp.minimum(1 / scale, 2 ** (1 / depth))
+  # By the inverse of the distribution function: nothing is to be rejected.
+  size_key, sign_key = jax.random.split(key)
+  shape = (depth, *x.shape)
+  share = jax.random.uniform(
+    size_key, shape, dtype, norm.cdf(low), norm.cdf(high)
+  )
+  factors = jax.random.rademacher(sign_key, shape, dtype) * norm.ppf(share)
+  if corrected:
+    mass = norm.cdf(high) - norm.cdf(low)
+    edges = low * norm.pdf(low) - high * norm.pdf(high)
+    factors = factors / jnp.sqrt(1 + edges / mass)
+  return Factors(tuple((scale * factors).astype(x.dtype)))

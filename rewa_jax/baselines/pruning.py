@@ -1,0 +1,143 @@
+"""Gradual magnitude pruning, as the last link of an optax chain."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax._src.base import NO_PARAMS_MSG
+
+from rewa_jax.checks import check_number, check_shapes
+from rewa_jax.masks import Mask, kernels, select
+from rewa_jax.sparsity import prune
+
+
+class GradualPruningState(NamedTuple):
+  """State of :func:`gradual_pruning`.
+
+  Attributes:
+    count: the number of updates so far, a scalar int32.
+    masks: bool arrays of the selected leaves, False where a weight is pruned,
+      ``optax.MaskedNode`` elsewhere.
+  """
+
+  count: jax.Array
+  masks: optax.Params
+
+
+def gradual_pruning(
+  sparsity: jax.typing.ArrayLike,
+  *,
+  begin: int,
+  end: int,
+  every: int = 100,
+  scope: Literal["global", "leaf"] = "global",
+  mask: Mask | None = kernels,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Prunes ever more of the smallest weights while training goes on.
+
+  .. math::
+    s_t = s\left(1 - \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^3\right)
+
+  of the weights are zero after update t, counted from 0, of the updates
+  :math:`t_0` to :math:`t_1`, at every so many of which the smallest weights
+  join those pruned. What is pruned stays zero, whatever the momentum.
+
+  Args:
+    sparsity: s, the share of zeros in the end, 0 to 1. May be traced.
+    begin: :math:`t_0` >= 0, the update from which on weights are pruned.
+    end: :math:`t_1` > begin, the update after which the
+      last are pruned.
+    every: how many updates apart weights are pruned, >= 1.
+    scope: what sparsity is a share of: ``"global"``, all selected leaves
+      together, or ``"leaf"``, each on its own.
+    mask: which leaves to prune: a tree of bools with the structure of params or
+      a prefix of it, a function that returns one, or None for all.
+
+  Returns:
+    A :class:`optax.GradientTransformationExtraArgs` that is the last of a
+    chain: it needs to see the updates as they will be added to params. Updates
+    of selected leaves have the dtype of params.
+
+  Raises:
+    ValueError: if an argument is out of range, or the mask does not fit params
+      or selects nothing by name; on ``update``, if params are missing or
+      updates differ from them in structure or shape.
+    TypeError: if a selected leaf is not floating point.
+
+  Examples:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> from rewa_jax import baselines
+    >>> solver = optax.chain(
+    ...   optax.sgd(0.125), baselines.gradual_pruning(0.5, begin=0, end=10))
+    >>> params = {"w": jnp.array([3.0, 0.125, -2.0, 0.25])}
+    >>> grads = {"w": jnp.array([1.0, 0.0, 1.0, 0.0])}
+    >>> state = solver.init(params)
+    >>> for _ in range(11):
+    ...   updates, state = solver.update(grads, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> print(params["w"])
+    [ 1.625  0.    -3.375  0.   ]
+
+  References:
+    Zhu and Gupta, `To prune, or not to prune: exploring the efficacy of pruning
+    for model compression <https://arxiv.org/abs/1710.01878>`_, 2017, Eq. 1
+  """
+  check_number("sparsity", sparsity, at_least=0, at_most=1)
+  check_number("begin", begin, at_least=0)
+  check_number("every", every, at_least=1)
+  if not end > begin:
+    raise ValueError(f"end must be > begin = {begin}, got {end}.")
+  if scope not in ("global", "leaf"):
+    raise ValueError(f"scope must be 'global' or 'leaf', got {scope!r}.")
+
+  def init_fn(params):
+    masks = jax.tree.map(
+      lambda selected, x: (
+        jnp.ones(jnp.shape(x), bool) if selected else optax.MaskedNode()
+      ),
+      select(mask, params),
+      params,
+    )
+    return GradualPruningState(jnp.zeros([], jnp.int32), masks)
+
+  def update_fn(updates, state, params=None, **extra_args):
+    del extra_args
+    if params is None:
+      raise ValueError(NO_PARAMS_MSG)
+    leaves, treedef = jax.tree.flatten(params)
+    ahead = check_shapes("updates", updates, "params", params)
+    masks = treedef.flatten_up_to(state.masks)
+    selected = [not isinstance(keep, optax.MaskedNode) for keep in masks]
+    weights = [jnp.asarray(x) for s, x in zip(selected, leaves) if s]
+    steps = [0 if u is None else u for s, u in zip(selected, ahead) if s]
+    kept = [keep for s, keep in zip(selected, masks) if s]
+
+    since = state.count - begin
+    share = sparsity * (1 - (1 - jnp.clip(since / (end - begin), 0, 1)) ** 3)
+
+    def choose(kept):
+      moved = [
+        jnp.where(keep, x + u, 0) for keep, x, u in zip(kept, weights, steps)
+      ]
+      return prune(moved, sparsity=share, scope=scope, mask=None)[1]
+
+    due = (since % every == 0) | (state.count == end)
+    due = due & (since >= 0) & (state.count <= end)
+    kept = jax.lax.cond(due, choose, lambda kept: kept, kept)
+    steps = [
+      jnp.where(keep, u, -x).astype(x.dtype)
+      for keep, x, u in zip(kept, weights, steps)
+    ]
+    kept, steps = iter(kept), iter(steps)
+    masks = [next(kept) if s else keep for s, keep in zip(selected, masks)]
+    ahead = [next(steps) if s else u for s, u in zip(selected, ahead)]
+    count = optax.safe_increment(state.count)
+    return (
+      treedef.unflatten(ahead),
+      GradualPruningState(count, treedef.unflatten(masks)),
+    )
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,132 @@
+import csv
+import json
+
+import compare
+import jax
+import jax.numpy as jnp
+import methods
+import numpy as np
+import pytest
+import tables
+import train
+from networks import LeNet300
+
+GRID = {
+  # A row for each threshold, a column for each cell.
+  "accuracy": [[0.98, 0.97], [0.97, 0.97], [0.90, 0.95]],
+  "nonzero": [[100, 50], [20, 50], [10, 5]],
+}
+
+
+@pytest.mark.parametrize(
+  ("least", "pick"),
+  [(0.975, (0, 0)), (0.97, (1, 0)), (0.95, (2, 1)), (0.99, None)],
+)
+def test_the_sparsest_of_the_accurate_is_chosen(least, pick):
+  assert compare.choose(GRID, least) == pick
+
+
+def test_of_equally_sparse_networks_the_most_accurate_is_chosen():
+  grid = {"accuracy": [[0.96, 0.98, 0.97]], "nonzero": [[7, 7, 7]]}
+  assert compare.choose(grid, 0.95) == (0, 1)
+
+
+def test_whole_channels_count_as_long_as_one_weight_is_left():
+  kernel = jnp.zeros((4, 5)).at[0, 1].set(1).at[2, 1].set(1).at[2, 3].set(1)
+  conv = jnp.zeros((3, 3, 2, 4)).at[0, 1, 0, 2].set(1)
+  weights = {"a": {"kernel": kernel, "bias": jnp.ones(5)}}
+  assert train.structured_size(weights) == 2 * 2
+  assert train.structured_size({"kernel": conv}) == 9
+
+
+def tiny_data(count=256):
+  key = jax.random.key(0)
+  labels = jax.random.randint(key, (count,), 0, 3)
+  images = jax.nn.one_hot(labels, 784).reshape(count, 28, 28)
+  return train.Data(*[(images, labels)] * 3)
+
+
+@pytest.mark.parametrize("name", methods.METHODS["lenet300"]())
+def test_every_method_trains_all_its_cells_at_once(name):
+  method = methods.METHODS["lenet300"]()[name]
+  data = tiny_data()
+  network = LeNet300(3)
+  pilot = network.init(jax.random.key(0), data.train[0][:1])
+  cells = [(s, 0.1) for s in method.strengths[:2]]
+  done = []
+  trained = train.train(
+    network,
+    method,
+    cells,
+    data,
+    seed=0,
+    epochs=2,
+    pilot=pilot,
+    advance=lambda: done.append(1),
+  )
+  assert len(done) == 2
+  assert jax.tree.structure(trained.weights) == jax.tree.structure(pilot)
+  kernel = trained.weights["params"]["Dense_0"]["kernel"]
+  assert kernel.shape == (2, 784, 300)
+  assert jnp.isfinite(kernel).all()
+  assert not jnp.array_equal(kernel[0], kernel[1])
+  measured = train.measure(
+    network, trained.weights, jnp.array([0.0, 1e9]), *data.test
+  )
+  assert measured["nonzero"].shape == (2, 2)
+  assert (measured["nonzero"][1] == 0).all()
+
+
+@pytest.fixture
+def small(monkeypatch):
+  known = methods.METHODS["lenet300"]()
+  few = {
+    name: known[name]._replace(strengths=known[name].strengths[:1])
+    for name in ("dense", "L1, proximal", "adaptive lasso")
+  }
+  monkeypatch.setitem(compare.METHODS, "lenet300", lambda: few)
+
+
+def test_the_program_writes_curves_and_tables_and_continues(
+  tmp_path, small, capsys
+):
+  out = str(tmp_path / "out")
+  argv = ["--fast", "--only", "adaptive lasso", "--epochs", "8", "--out", out]
+  compare.main(argv)
+  first = capsys.readouterr().out
+  result = json.loads((tmp_path / "out" / "adaptive_lasso.json").read_text())
+  for chosen in result["chosen"]:
+    assert len(chosen["test_accuracy"]) == 1
+  assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
+  with (tmp_path / "out/results.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  assert {row["method"] for row in rows} <= {"dense", "adaptive lasso"}
+  assert tuple(rows[0]) == tables.COLUMNS
+  assert "| adaptive lasso |" in first
+
+  # The methods that are there are not trained again, a new one is added.
+  files = {
+    path: path.read_bytes() for path in (tmp_path / "out").glob("*.json")
+  }
+  compare.main([*argv, "--only", "L1, proximal"])
+  second = capsys.readouterr().out
+  assert {path: path.read_bytes() for path in files} == files
+  assert (tmp_path / "out" / "l1_proximal.json").exists()
+  assert set(first.splitlines()) <= set(second.splitlines())
+
+
+def test_pilots_survive_the_disk(tmp_path):
+  pilots = {
+    seed: LeNet300(3).init(jax.random.key(seed), jnp.ones((1, 4, 4)))
+    for seed in (0, 3)
+  }
+  compare.write_pilots(tmp_path / "pilots.npz", pilots)
+  read = compare.read_pilots(tmp_path / "pilots.npz", pilots[0])
+  assert sorted(read) == [0, 3]
+  jax.tree.map(np.testing.assert_array_equal, read, pilots)
+
+
+def test_an_unknown_method_is_named(capsys):
+  with pytest.raises(SystemExit):
+    compare.main(["--only", "magic"])
+  assert "--only magic: not one of dense" in capsys.readouterr().err

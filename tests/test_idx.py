@@ -1,0 +1,58 @@
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))
+import idx
+
+NAMES = [
+  f"{part}-{kind}"
+  for part in ("train", "t10k")
+  for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+]
+IMAGES = np.arange(2 * 28 * 28).reshape(2, 28, 28).astype(np.uint8)
+LABELS = np.uint8([3, 7])
+
+
+def write_idx(path, values):
+  header = bytes([0, 0, 8, values.ndim])
+  header += np.array(values.shape, ">i4").tobytes()
+  path.write_bytes(header + values.tobytes())
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for name in NAMES:
+    write_idx(tmp_path / name, IMAGES if "images" in name else LABELS)
+  return tmp_path
+
+
+def test_images_are_shares_of_white_and_labels_integers(folder):
+  images, labels, test_images, test_labels = idx.load(folder)
+  np.testing.assert_allclose(images, IMAGES / 255, rtol=1e-6)
+  np.testing.assert_array_equal(images, test_images)
+  assert labels.tolist() == test_labels.tolist() == [3, 7]
+  assert images.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_is_cut_off_is_named(folder, name):
+  path = folder / name
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(ValueError, match=f"{name} should have"):
+    idx.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\x08\x03", b"PK\x03\x04" * 9])
+def test_what_is_no_idx_file_is_named(folder, content):
+  (folder / NAMES[0]).write_bytes(content)
+  with pytest.raises(ValueError, match=f"{NAMES[0]} is no IDX file"):
+    idx.load(folder)
+
+
+def test_images_without_labels_are_an_error(folder):
+  write_idx(folder / "train-labels-idx1-ubyte", LABELS[:1])
+  with pytest.raises(ValueError, match="2 train images and 1 labels"):
+    idx.load(folder)
