@@ -32,12 +32,14 @@ class Setting(NamedTuple):
   Attributes:
     optimizer: of what is trained.
     to_params: from a PRNG key and drawn weights to what is trained.
-    to_weights: from what is trained to weights.
+    to_weights: from what is trained, and the optimizer's state, to weights.
+    project: what is done to params after each update, and before the first.
   """
 
   optimizer: optax.GradientTransformation
   to_params: Callable[[Any, Any], Any] = lambda key, weights: weights
-  to_weights: Callable[[Any], Any] = lambda params: params
+  to_weights: Callable[[Any, Any], Any] = lambda params, state: params
+  project: Callable[[Any, Any], Any] = lambda params, state: params
 
 
 class Method(NamedTuple):
@@ -66,7 +68,7 @@ def reparameterized(method, strengths, **others) -> Method:
     return Setting(
       baselines.sgd(run.schedule, method, strength=strength, momentum=MOMENTUM),
       lambda key, weights: method.to_latents(weights),
-      method.to_weights,
+      lambda latents, state: method.to_weights(latents),
     )
 
   return Method(setting, strengths, **others)
@@ -82,7 +84,7 @@ def factorized(depth, strengths, *, corrected, rates) -> Method:
       lambda key, weights: baselines.draw_factors(
         key, weights, depth, corrected=corrected
       ),
-      method.to_weights,
+      lambda latents, state: method.to_weights(latents),
     )
 
   return Method(setting, strengths, rates)

@@ -15,6 +15,7 @@ from methods import Method, Run, Setting
 import rewa_jax
 
 BATCH_SIZE = 128
+CLIP = 1.0
 
 
 class Data(NamedTuple):
@@ -75,7 +76,11 @@ def train(
 
   def setting_of(strength, rate) -> Setting:
     run = Run(lambda count: rate * shape(count), steps, pilot)
-    return method.setting(strength, run)
+    setting = method.setting(strength, run)
+    # The state of the method's own optimizer is the last of the chain's.
+    # For all alike: it seldom acts but where training would diverge.
+    clip = optax.clip_by_global_norm(CLIP)
+    return setting._replace(optimizer=optax.chain(clip, setting.optimizer))
 
   def start(strength, rate):
     setting = setting_of(strength, rate)
@@ -83,22 +88,25 @@ def train(
     if not method.from_pilot:
       weights = network.init(init_key, images[:1])
     params = setting.to_params(params_key, weights)
-    return params, setting.optimizer.init(params)
+    state = setting.optimizer.init(params)
+    return setting.project(params, state[-1]), state
 
   def train_epoch(carry, strength, rate, images, labels, batches):
     setting = setting_of(strength, rate)
 
-    def loss(params, batch):
-      logits = network.apply(setting.to_weights(params), images[batch])
+    def loss(params, state, batch):
+      weights = setting.to_weights(params, state[-1])
+      logits = network.apply(weights, images[batch])
       return optax.softmax_cross_entropy_with_integer_labels(
         logits, labels[batch]
       ).mean()
 
     def step(carry, batch):
       params, state = carry
-      grads = jax.grad(loss)(params, batch)
+      grads = jax.grad(loss)(params, state, batch)
       updates, state = setting.optimizer.update(grads, state, params)
-      return (optax.apply_updates(params, updates), state), None
+      params = optax.apply_updates(params, updates)
+      return (setting.project(params, state[-1]), state), None
 
     return jax.lax.scan(step, carry, batches)[0]
 
@@ -106,7 +114,7 @@ def train(
   # All models count the same steps, so that what hangs on the count (GMP's
   # sorting) is decided once for all and not computed at every step.
   axes = jax.tree.map(
-    lambda leaf: None if jnp.issubdtype(leaf.dtype, jnp.integer) else 0,
+    lambda leaf: None if _is_count(leaf) else 0,
     jax.eval_shape(start, strengths[0], rates[0]),
   )
   carry = jax.jit(jax.vmap(start, out_axes=axes))(strengths, rates)
@@ -131,10 +139,17 @@ def train(
     carry = jax.block_until_ready(compiled(*args))
     seconds += time.perf_counter() - begin
     advance()
-  to_weights = jax.jit(
-    jax.vmap(lambda s, r, params: setting_of(s, r).to_weights(params))
-  )
-  return Trained(to_weights(strengths, rates, carry[0]), seconds, size)
+
+  def weights_of(strength, rate, carry):
+    params, state = carry
+    return setting_of(strength, rate).to_weights(params, state[-1])
+
+  weights_of = jax.jit(jax.vmap(weights_of, in_axes=(0, 0, axes)))
+  return Trained(weights_of(strengths, rates, carry), seconds, size)
+
+
+def _is_count(leaf):
+  return leaf.ndim == 0 and jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -214,7 +214,8 @@ class HadamardDifference(Reparameterization):
     wide = x.astype(wide_dtype(x))
     larger = jnp.hypot(wide, self.offset) / 2 + jnp.abs(wide) / 2
     # Not as a difference, which loses the digits of the smaller one.
-    smaller = divide(jnp.square(self.offset) / 4, larger)
+    half = jnp.asarray(self.offset) / 2
+    smaller = half * divide(half, larger)
     u, v = (
       jnp.where(wide >= 0, larger, smaller),
       jnp.where(wide >= 0, smaller, larger),

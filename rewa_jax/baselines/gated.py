@@ -7,7 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from rewa_jax.baselines.factorized import check_depth, divide
-from rewa_jax.baselines.groups import Groups, group_axes, group_norms
+from rewa_jax.baselines.groups import (
+  Groups,
+  check_groups,
+  group_axes,
+  group_norms,
+)
 from rewa_jax.baselines.reparameterization import Reparameterization
 from rewa_jax.checks import check_number
 from rewa_jax.power import wide_dtype
@@ -34,7 +39,7 @@ class Gated(Reparameterization):
       With offset 0 a group that is zero stays so.
 
   Raises:
-    ValueError: if depth or offset is out of range.
+    ValueError: if groups is unknown, or depth or offset is out of range.
     TypeError: if depth is no integer.
 
   Examples:
@@ -59,6 +64,7 @@ class Gated(Reparameterization):
   offset: jax.typing.ArrayLike = 0.1
 
   def __post_init__(self):
+    check_groups(self.groups)
     check_depth(self.depth)
     check_number("offset", self.offset, at_least=0)
 

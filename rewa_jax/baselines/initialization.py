@@ -1,9 +1,11 @@
 """The random start of deep weight factorization."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import erf, erfinv
 from jax.scipy.stats import norm
 
 from rewa_jax.baselines.factorized import check_depth
@@ -87,17 +89,14 @@ def _draw(key, x, depth, corrected):
   dtype = wide_dtype(x)
   sigma = jnp.sqrt(jnp.mean(jnp.square(x.astype(dtype))))
   scale = sigma ** (1 / depth)
-  low = _LEAST ** (1 / depth)
+  low = jnp.asarray(_LEAST ** (1 / depth), dtype)
   high = jnp.minimum(1 / scale, 2 ** (1 / depth))
-  # By the inverse of the distribution function: nothing is to be rejected.
-  size_key, sign_key = jax.random.split(key)
-  shape = (depth, *x.shape)
-  share = jax.random.uniform(
-    size_key, shape, dtype, norm.cdf(low), norm.cdf(high)
-  )
-  factors = jax.random.rademacher(sign_key, shape, dtype) * norm.ppf(share)
+  # By the inverse of the distribution function of |w|: nothing is rejected.
+  below, above = erf(low / math.sqrt(2)), erf(high / math.sqrt(2))
+  share = jax.random.uniform(key, (depth, *x.shape), dtype, -1, 1)
+  sizes = math.sqrt(2) * erfinv(below + (above - below) * jnp.abs(share))
+  factors = jnp.copysign(sizes, share)
   if corrected:
-    mass = norm.cdf(high) - norm.cdf(low)
-    edges = low * norm.pdf(low) - high * norm.pdf(high)
-    factors = factors / jnp.sqrt(1 + edges / mass)
+    edges = 2 * (low * norm.pdf(low) - high * norm.pdf(high))
+    factors = factors / jnp.sqrt(1 + edges / (above - below))
   return Factors(tuple((scale * factors).astype(x.dtype)))

@@ -94,14 +94,14 @@ def reparameterize(
   if latents is None:
     latents = method.to_latents(nnx.to_pure_dict(state), mask=mask)
   params = dict(nnx.to_flat_state(state))
-  nodes = traverse_util.flatten_dict(latents)
+  nodes: dict[Any, Any] = traverse_util.flatten_dict(latents)
   if nodes.keys() != params.keys():
     raise ValueError(
       "latents must be nested dicts with the leaves of the model's Params,"
       f" {leaf_paths(state)}. They have {leaf_paths(latents)}."
     )
   factors = {
-    path: Factors(tuple(_like(params[path], value) for value in node.values))
+    path: _params_like(params[path], node)
     for path, node in nodes.items()
     if is_factors(node)
   }
@@ -121,10 +121,15 @@ def _fill_params(values: dict[tuple[Any, ...], Any], model: nnx.Module):
   )
 
 
-def _like(param: nnx.Param, value: jax.Array) -> nnx.Param:
-  # Metadata such as the names of sharded axes fits arrays of one shape only.
-  same = value.shape == param[...].shape
-  return param.replace(value) if same else nnx.Param(value)
+def _params_like(param: Any, factors: Factors) -> Any:
+  """Returns Factors of Params that have param's metadata where it fits."""
+  # It may name the axes of the array, for sharding.
+  return jax.tree.map(
+    lambda value: (
+      param.replace(value) if value.shape == param.shape else nnx.Param(value)
+    ),
+    factors,
+  )
 
 
 def _is_variable(node: Any) -> bool:

@@ -5,9 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from rewa_jax.baselines.groups import Groups, group_axes, group_norms
+from rewa_jax.baselines.groups import (
+  Groups,
+  check_groups,
+  group_axes,
+  group_norms,
+)
 from rewa_jax.baselines.reparameterization import (
-  Factors,
   Reparameterization,
   is_factors,
 )
@@ -161,7 +165,7 @@ class GroupedRewa(Reparameterization):
     eps: >= 0.
 
   Raises:
-    ValueError: if a hyperparameter is out of range.
+    ValueError: if groups is unknown or a hyperparameter out of range.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -184,6 +188,7 @@ class GroupedRewa(Reparameterization):
 
   def __post_init__(self):
     check_hyperparameters(self.k, self.m, self.eps)
+    check_groups(self.groups)
 
   @property
   def parts(self):
@@ -221,9 +226,10 @@ def _first_values(latents):
   """Selects what has the power: the first value of all Factors."""
 
   def first(node):
-    if is_factors(node):
-      return Factors((True, *(False for _ in node.values[1:])))
-    return False
+    if not is_factors(node):
+      return False
+    values, treedef = jax.tree.flatten(node)
+    return treedef.unflatten(i == 0 for i in range(len(values)))
 
   return jax.tree.map(first, latents, is_leaf=is_factors)
 

@@ -1,5 +1,6 @@
 """What the methods that train something else than weights have in common."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -115,7 +116,9 @@ class Reparameterization:
     """
     _check_factors(self, latents)
     return jax.tree.map(
-      lambda node: self.join(*node.values) if is_factors(node) else node,
+      lambda node: (
+        self.join(*jax.tree.leaves(node)) if is_factors(node) else node
+      ),
       latents,
       is_leaf=is_factors,
     )
@@ -179,14 +182,11 @@ def add_penalty(
     def add(node, update):
       if not is_factors(node):
         return update
-      slopes = jax.grad(lambda values: method.smooth_penalty(*values))(
-        node.values
-      )
-      return Factors(
-        tuple(
-          u if u is None else (u + now * slope).astype(slope.dtype)
-          for u, slope in zip(update.values, slopes, strict=True)
-        )
+      values, treedef = jax.tree.flatten(node)
+      slopes = jax.grad(lambda values: method.smooth_penalty(*values))(values)
+      return treedef.unflatten(
+        u if u is None else (u + now * slope).astype(slope.dtype)
+        for u, slope in zip(treedef.flatten_up_to(update), slopes)
       )
 
     updates = jax.tree.map(add, params, updates, is_leaf=is_factors)
@@ -314,6 +314,13 @@ def adamw(
 
 
 def is_factors(node: Any) -> bool:
+  """Whether a node is Factors, or the dicts that NNX's states have for them."""
+  if isinstance(node, Mapping) and tuple(node) == Factors._fields:
+    values = node["values"]
+    return isinstance(values, Mapping) and all(
+      isinstance(key, int) and not isinstance(value, Mapping)
+      for key, value in values.items()
+    )
   return isinstance(node, Factors)
 
 
@@ -322,7 +329,7 @@ def _check_factors(method: Reparameterization, latents: Any) -> int:
   nodes = jax.tree_util.tree_leaves_with_path(latents, is_leaf=is_factors)
   factors = [(path, node) for path, node in nodes if is_factors(node)]
   for path, node in factors:
-    shapes = [jnp.shape(value) for value in node.values]
+    shapes = [jnp.shape(value) for value in jax.tree.leaves(node)]
     if len(shapes) != method.parts:
       raise ValueError(
         f"{path_name(path)} holds {len(shapes)} factors, but {method} has"

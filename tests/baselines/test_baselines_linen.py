@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax.core import freeze
 from flax.training.train_state import TrainState
+from jax.sharding import PartitionSpec as P
 
 from rewa_jax import baselines
 from rewa_jax.baselines import Factors
@@ -180,7 +181,7 @@ def test_boxes_stay_at_values_of_the_shape_of_weights(method):
     shape = jnp.shape(jax.tree.leaves(value)[0])
     assert isinstance(value, nn.Partitioned) == (shape == (5, 4))
   specs = nn.get_partition_spec(latents)["params"]["kernel"]
-  assert specs.values[0] == jax.sharding.PartitionSpec(None, "model")
+  assert specs.values[0] == P(None, "model")
   assert_close(model.to_weights(latents), weights)
   assert_close(model.apply(latents, INPUTS), bare.apply(weights, INPUTS))
   solver = baselines.sgd(0.1, method, strength=0.1, momentum=0.9)

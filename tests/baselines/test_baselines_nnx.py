@@ -4,6 +4,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from rewa_jax import baselines
 
@@ -181,7 +183,9 @@ def test_given_latents_are_where_training_starts():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_names_of_sharded_axes_stay_at_values_of_the_shape_of_weights(method):
-  mesh = jax.make_mesh((2, 4), ("data", "model"))
+  mesh = jax.make_mesh(
+    (2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2
+  )
   init = nnx.with_partitioning(
     nnx.initializers.lecun_normal(), ("data", "model")
   )
@@ -192,8 +196,7 @@ def test_names_of_sharded_axes_stay_at_values_of_the_shape_of_weights(method):
       names = param.get_metadata().get("out_sharding")
       assert names == (("data", "model") if param.shape == (4, 8) else None)
     weights = model.weights()
-  spec = jax.sharding.PartitionSpec("data", "model")
-  assert weights.kernel[...].sharding.spec == spec
+  assert weights.kernel[...].sharding.spec == P("data", "model")
   assert_close(weights.kernel[...], bare.kernel[...])
 
 

@@ -10,7 +10,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import rewa_jax
@@ -220,7 +220,7 @@ def test_sharded_latents_train_as_on_one_device(way):
   method = METHODS["gated"]
   solver = baselines.sgd(0.1, method, strength=0.1, momentum=0.9)
   carry, step, weights_of = WAYS_IN[way](method, solver)
-  mesh = jax.make_mesh((8,), ("devices",))
+  mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
 
   def spread(x):
     """Fully sharded where the first axis allows it."""

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import rewa_jax
 from rewa_jax import baselines
 
 METHODS = [
@@ -58,7 +57,7 @@ def round_trip(method):
 
 
 @all_methods
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @given(
   mantissas=hnp.arrays(np.float64, (3, 4), elements=st.floats(1, 10)),
   exponents=hnp.arrays(np.int64, (3, 4), elements=st.integers(-12, 10)),
@@ -70,9 +69,7 @@ def test_latents_of_weights_give_the_weights(
   method, dtype, mantissas, exponents, signs, offset
 ):
   info = jnp.finfo(dtype)
-  # Exponents of up to +-36, and +-3.6 in half precision.
-  exponents = exponents * (3 if info.maxexp > 100 else 0.3)
-  x = jnp.asarray(signs * mantissas * 10.0**exponents, dtype)
+  x = jnp.asarray(signs * mantissas * 10.0 ** (3 * exponents), dtype)
   latents, weights = round_trip(method)(x, offset)
   assert {leaf.dtype for leaf in jax.tree.leaves(latents)} == {jnp.dtype(dtype)}
   assert weights.dtype == dtype
@@ -144,7 +141,9 @@ def test_hyperparameters_may_be_traced(make):
   together = jax.jit(jax.vmap(run))(grid)
   for i, value in enumerate([1.5, 3.0]):
     jax.tree.map(
-      lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5),
+      lambda a, b, i=i: np.testing.assert_allclose(
+        a[i], b, rtol=1e-5, atol=1e-6
+      ),
       together,
       run(value),
     )
@@ -292,11 +291,17 @@ def test_add_penalty_adds_the_gradient_of_the_penalty(method, dtype):
   assert updates["dense"]["bias"] is grads["dense"]["bias"]
 
 
-@with_slopes
-@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(
+  "method,nesterov",
+  [
+    (baselines.spred(), False),
+    (baselines.spred(), True),
+    (baselines.Gated("input", depth=3), False),
+    (baselines.SoftThreshold(-2.0), True),
+  ],
+  ids=str,
+)
 def test_sgd_keeps_the_penalty_outside_the_momentum(method, nesterov):
-  if isinstance(method, (baselines.Rewa, baselines.GroupedRewa)):
-    pytest.skip("Their gradients are scaled first; see test_powered.py.")
   latents, grads = latents_and_grads(method)
   solver = baselines.sgd(
     0.1, method, strength=0.3, momentum=0.9, nesterov=nesterov
@@ -367,11 +372,11 @@ def test_strength_may_be_traced_scheduled_or_injected(make):
   injected = optax.inject_hyperparams(make)(
     learning_rate=0.1, method=method, strength=0.5
   )
-  assert_close(step_by(injected, latents, grads), run(0.5))
+  assert_close(step_by(injected, latents, grads), run(0.5), rtol=1e-5)
   state = injected.init(latents)
   state.hyperparams["strength"] = jnp.asarray(0.0)
   updates, _ = injected.update(grads, state, latents)
-  assert_close(optax.apply_updates(latents, updates), run(0.0))
+  assert_close(optax.apply_updates(latents, updates), run(0.0), rtol=1e-5)
   optax.tree.map_params(injected, lambda leaf: leaf, state)
 
 
