@@ -7,10 +7,12 @@ and an adaptive step. Three ways in, for the same training:
   a drop-in around any optimizer: reparameterize
   modules that compute the power: linen.Reparameterized, nnx.reparameterize
 
+The other methods of the field, in the same shape, are in `baselines`.
+
 Reference: Xu, Yang, Xu and Teng, ReWA, ICML 2026, arXiv 2605.25134.
 """
 
-from rewa_jax import linen, nnx
+from rewa_jax import baselines, linen, nnx
 from rewa_jax.dropin import ReparameterizeState, adopt_weights, reparameterize
 from rewa_jax.latents import to_latents, to_weights
 from rewa_jax.masks import kernels
@@ -47,4 +49,6 @@ __all__ = [
   "sparsity",
   "Sparsity",
   "prune",
+  # The other methods of the field.
+  "baselines",
 ]

@@ -13,7 +13,9 @@ import rewa_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SETUP, *WAYS_IN, AFTERWARDS = re.findall(r"```python\n(.*?)```", README, re.S)
+SETUP, *WAYS_IN, AFTERWARDS, SWAPPED = re.findall(
+  r"```python\n(.*?)```", README, re.S
+)
 COMMANDS = re.findall(r"```sh\n(.*?)```", README, re.S)
 
 
@@ -21,7 +23,7 @@ def test_there_are_four_ways_in():
   assert len(WAYS_IN) == 4
 
 
-@pytest.mark.parametrize("snippet", WAYS_IN)
+@pytest.mark.parametrize("snippet", [*WAYS_IN, SWAPPED])
 def test_each_way_in_has_ten_lines_and_gives_a_sparse_network(snippet, capsys):
   assert sum(map(bool, snippet.splitlines())) <= 10
   names = {}

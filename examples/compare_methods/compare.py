@@ -128,6 +128,8 @@ def test(
   if not chosen:
     return []
   cells = [grid["cells"][cell] for cell in chosen]
+  indices = sorted({threshold for threshold, _ in found.values()})
+  thresholds = jnp.array([THRESHOLDS[i] for i in indices])
   measures = []
   for seed in seeds:
     trained = train(
@@ -140,13 +142,11 @@ def test(
       pilot=pilots.get(seed),
       advance=advance,
     )
-    measured = measure(
-      network, trained.weights, jnp.array(THRESHOLDS), *data.test
-    )
+    measured = measure(network, trained.weights, thresholds, *data.test)
     measures.append(jax.tree.map(np.asarray, measured))
   rows = []
   for tolerance, (threshold, cell) in found.items():
-    at = threshold, chosen.index(cell)
+    at = indices.index(threshold), chosen.index(cell)
     strength, rate = grid["cells"][cell]
     rows.append(
       {
@@ -403,5 +403,7 @@ def leave(*_) -> None:
 
 
 if __name__ == "__main__":
+  # A device for every core: elementwise work of one device keeps to one core.
+  jax.config.update("jax_num_cpu_devices", os.cpu_count())
   signal.signal(signal.SIGINT, leave)
   main(sys.argv[1:])

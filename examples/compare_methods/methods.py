@@ -54,11 +54,11 @@ class Method(NamedTuple):
 
   setting: Callable[[jax.Array, Run], Setting]
   strengths: Sequence[float]
-  rates: Sequence[float] = (0.1, 0.2, 0.4)
+  rates: Sequence[float] = (0.2, 0.4)
   from_pilot: bool = False
 
 
-def spread(highest: float, factor: float = 2.5) -> tuple[float, ...]:
+def spread(highest: float, factor: float = 2.0) -> tuple[float, ...]:
   """Returns four strengths up to the highest, evenly spread in logarithm."""
   return tuple(float(f"{highest / factor**i:.2g}") for i in (3, 2, 1, 0))
 
@@ -103,7 +103,7 @@ def proximal(penalty, strengths, **others) -> Method:
   return Method(setting, strengths, **others)
 
 
-def added(gradient, strengths) -> Method:
+def added(gradient, strengths, **others) -> Method:
   """A penalty whose gradient is added outside the momentum."""
 
   def setting(strength, run):
@@ -115,7 +115,7 @@ def added(gradient, strengths) -> Method:
       )
     )
 
-  return Method(setting, strengths)
+  return Method(setting, strengths, **others)
 
 
 def decay_kernels(decay):
@@ -147,57 +147,77 @@ def gradual_pruning(sparsity, run) -> Setting:
 
 def lenet300_methods() -> dict[str, Method]:
   channels = "output"
-  # Rates at which the next larger one diverges, in trials of 3 epochs.
-  factor_rates, dwf_rates = (0.2, 0.5, 1.0), (1.0, 2.0, 4.0)
   return {
     "dense": added(decay_kernels, (0.0, 3e-4, 1e-3, 3e-3)),
-    "ReWA": reparameterized(baselines.Rewa(9, 2), spread(0.005)),
-    "L1, proximal": proximal(lambda s, _: baselines.L1(s), spread(0.004)),
+    "ReWA": reparameterized(
+      baselines.Rewa(9, 2), spread(0.004), rates=(0.3, 0.6)
+    ),
+    "L1, proximal": proximal(lambda s, _: baselines.L1(s), spread(0.005, 1.7)),
     "spred": reparameterized(
-      baselines.spred(), spread(0.005), rates=factor_rates
+      baselines.spred(), spread(0.005, 1.7), rates=(0.6, 1.5)
     ),
     "DWF, D = 3": factorized(
-      3, spread(6e-4), corrected=False, rates=(0.5, 1.0, 2.0)
+      3, spread(4e-4), corrected=False, rates=(1.0, 3.0)
     ),
     "DWF, D = 3, corrected start": factorized(
-      3, spread(6e-4), corrected=True, rates=dwf_rates
+      3, spread(6e-4), corrected=True, rates=(2.0, 5.0)
     ),
     "DWF, D = 4, corrected start": factorized(
-      4, spread(3e-4), corrected=True, rates=dwf_rates
+      4, spread(4e-4), corrected=True, rates=(2.0, 5.0)
     ),
     "GMP": Method(gradual_pruning, (0.97, 0.98, 0.987, 0.992)),
     "lp, clipped gradient": added(
-      lambda s: baselines.add_clipped_lp(s, p=0.5, clip=0.02), spread(0.003)
+      lambda s: baselines.add_clipped_lp(s, p=0.5, clip=0.02),
+      spread(0.002, 1.7),
     ),
     "ReWA in groups": reparameterized(
-      baselines.GroupedRewa(9, channels, 2), spread(0.02)
+      baselines.GroupedRewa(9, channels, 2), spread(0.01)
     ),
     "group lasso": proximal(
-      lambda s, _: baselines.GroupL1(s, channels), spread(0.05)
+      lambda s, _: baselines.GroupL1(s, channels), spread(0.04)
     ),
     "grouped Hadamard": reparameterized(
-      baselines.Gated(channels), spread(0.05)
+      baselines.Gated(channels), spread(0.04), rates=(0.2, 0.5)
     ),
     "D-Gating, D = 3": reparameterized(
-      baselines.Gated(channels, 3), spread(0.06)
+      baselines.Gated(channels, 3), spread(0.06), rates=(0.2, 0.5)
     ),
     "Hadamard difference": reparameterized(
-      baselines.HadamardDifference(2), spread(0.006), rates=factor_rates
+      baselines.HadamardDifference(2), spread(0.005, 1.7), rates=(0.5, 1.0)
     ),
     "untied power, K = 4": reparameterized(
-      baselines.untied_power(4), spread(0.003), rates=factor_rates
+      baselines.untied_power(4), spread(0.002), rates=(0.6, 1.5)
     ),
     "PowerPropagation": Method(power_propagation, (1.5, 2.0, 3.0, 4.0)),
-    "L1, subgradient": added(baselines.add_l1_subgradient, spread(0.004)),
-    "MCP": proximal(lambda s, _: baselines.MCP(s), spread(0.03, 2)),
-    "SCAD": proximal(lambda s, _: baselines.SCAD(s), spread(0.03, 2)),
+    "L1, subgradient": added(baselines.add_l1_subgradient, spread(0.005, 1.7)),
+    "MCP": proximal(lambda s, _: baselines.MCP(s), spread(0.03, 1.7)),
+    "SCAD": proximal(lambda s, _: baselines.SCAD(s), spread(0.03, 1.7)),
     "adaptive lasso": proximal(
       lambda s, pilot: baselines.AdaptiveL1(s, pilot, delta=1e-3),
       spread(1e-3),
       from_pilot=True,
     ),
-    "STR": reparameterized(baselines.SoftThreshold(-5.0), spread(0.03, 2)),
+    "STR": reparameterized(baselines.SoftThreshold(-5.0), spread(0.03)),
   }
 
 
-METHODS = {"lenet300": lenet300_methods}
+def lenet5_methods() -> dict[str, Method]:
+  return {
+    "dense": added(decay_kernels, (0.0, 3e-4, 1e-3), rates=(0.05, 0.1)),
+    "ReWA": reparameterized(
+      baselines.Rewa(9, 2), (1e-3, 2e-3, 4e-3), rates=(0.1, 0.3)
+    ),
+    "L1, proximal": proximal(
+      lambda s, _: baselines.L1(s), (1e-3, 2e-3, 4e-3), rates=(0.1, 0.2)
+    ),
+    "spred": reparameterized(
+      baselines.spred(), (1e-3, 2e-3, 4e-3), rates=(0.3, 0.8)
+    ),
+    "DWF, D = 3, corrected start": factorized(
+      3, (1e-4, 2e-4, 4e-4), corrected=True, rates=(1.0, 3.0)
+    ),
+    "GMP": Method(gradual_pruning, (0.98, 0.99, 0.995), rates=(0.1, 0.2)),
+  }
+
+
+METHODS = {"lenet300": lenet300_methods, "lenet5": lenet5_methods}

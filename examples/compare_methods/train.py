@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from methods import Method, Run, Setting
 
 import rewa_jax
@@ -110,14 +111,32 @@ def train(
 
     return jax.lax.scan(step, carry, batches)[0]
 
-  strengths, rates = map(jnp.float32, zip(*cells))
+  # Models are spread over all devices; the last is repeated to fill them.
+  count = len(cells)
+  mesh = jax.make_mesh(
+    (jax.device_count(),), ("models",), axis_types=(AxisType.Auto,)
+  )
+  cells = [*cells, *[cells[-1]] * (-count % mesh.size)]
+  spread = NamedSharding(mesh, PartitionSpec("models"))
+  whole = NamedSharding(mesh, PartitionSpec())
+  strengths, rates = (
+    jax.device_put(jnp.float32(values), spread) for values in zip(*cells)
+  )
+  images, labels = jax.device_put((images, labels), whole)
   # All models count the same steps, so that what hangs on the count (GMP's
   # sorting) is decided once for all and not computed at every step.
   axes = jax.tree.map(
     lambda leaf: None if _is_count(leaf) else 0,
     jax.eval_shape(start, strengths[0], rates[0]),
   )
-  carry = jax.jit(jax.vmap(start, out_axes=axes))(strengths, rates)
+  shardings = jax.tree.map(
+    lambda axis: whole if axis is None else spread,
+    axes,
+    is_leaf=lambda axis: axis is None,
+  )
+  carry = jax.jit(jax.vmap(start, out_axes=axes), out_shardings=shardings)(
+    strengths, rates
+  )
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(carry)) // len(cells)
   advance_epoch = jax.jit(
     jax.vmap(
@@ -126,12 +145,13 @@ def train(
       out_axes=axes,
     ),
     donate_argnums=0,
+    out_shardings=shardings,
   )
   random = np.random.default_rng(seed)
   compiled, seconds = None, 0.0
   for _ in range(epochs):
     order = random.permutation(len(labels))[: per_epoch * BATCH_SIZE]
-    batches = jnp.asarray(order.reshape(per_epoch, BATCH_SIZE))
+    batches = order.reshape(per_epoch, BATCH_SIZE)
     args = carry, strengths, rates, images, labels, batches
     if compiled is None:
       compiled = advance_epoch.lower(*args).compile()
@@ -145,7 +165,9 @@ def train(
     return setting_of(strength, rate).to_weights(params, state[-1])
 
   weights_of = jax.jit(jax.vmap(weights_of, in_axes=(0, 0, axes)))
-  return Trained(weights_of(strengths, rates, carry), seconds, size)
+  weights = weights_of(strengths, rates, carry)
+  weights = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], weights)
+  return Trained(weights, seconds, size)
 
 
 def _is_count(leaf):
@@ -169,7 +191,12 @@ def measure(
 
   def one(weights, threshold):
     pruned, _ = rewa_jax.prune(weights, threshold=threshold)
-    hits = network.apply(pruned, images).argmax(-1) == labels
+    # In parts, whose windows of convolutions fit into memory.
+    logits = [
+      network.apply(pruned, images[i : i + 1000])
+      for i in range(0, len(images), 1000)
+    ]
+    hits = jnp.concatenate(logits).argmax(-1) == labels
     return {
       "accuracy": hits.mean(),
       "nonzero": rewa_jax.sparsity(pruned).total_nonzero,
