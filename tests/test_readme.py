@@ -1,5 +1,6 @@
 """The README's commands and snippets, as printed."""
 
+import csv
 import pathlib
 import re
 import subprocess
@@ -74,3 +75,20 @@ def test_importing_the_package_imports_no_extra():
     " & set(sys.modules)"
   )
   subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_comparison_table_is_that_of_the_results():
+  folder = ROOT / "examples" / "results" / "compare_methods" / "lenet300"
+  with (folder / "results.csv").open() as file:
+    results = {
+      (row["method"], float(row["tolerance"])): row
+      for row in csv.DictReader(file)
+    }
+  section = README.split("## The other methods, in the same shape")[1]
+  section = section.split("\n## ")[0]
+  rows = re.findall(r"^\| ([^|]+) \| (\d+)x, ([\d.]+) % \|", section, re.M)
+  assert len(rows) >= 8
+  for name, compression, accuracy in rows:
+    row = results[name, 0.01]
+    assert f"{float(row['compression']):.0f}" == compression, name
+    assert f"{100 * float(row['test_accuracy']):.1f}" == accuracy, name

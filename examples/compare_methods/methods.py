@@ -127,7 +127,7 @@ def power_propagation(alpha, run) -> Setting:
   return Setting(
     optax.sgd(run.schedule, MOMENTUM),
     lambda key, weights: method.to_latents(weights),
-    method.to_weights,
+    lambda latents, state: method.to_weights(latents),
   )
 
 
@@ -171,7 +171,7 @@ def lenet300_methods() -> dict[str, Method]:
       spread(0.002, 1.7),
     ),
     "ReWA in groups": reparameterized(
-      baselines.GroupedRewa(9, channels, 2), spread(0.01)
+      baselines.GroupedRewa(9, channels, 2), spread(0.08)
     ),
     "group lasso": proximal(
       lambda s, _: baselines.GroupL1(s, channels), spread(0.04)

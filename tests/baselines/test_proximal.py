@@ -92,7 +92,7 @@ def test_mcp_and_scad_reach_the_solution_of_skglm(name, x64):
   peer = skglm.GeneralizedLinearEstimator(
     skglm.datafits.Quadratic(),
     theirs,
-    skglm.solvers.AndersonCD(tol=1e-12, fit_intercept=False),
+    skglm.solvers.FISTA(max_iter=2000, tol=1e-12),
   )
   expected = peer.fit(inputs, targets).coef_
   x = minimize(lambda rate: proximal_sgd(rate, ours), task, 1000)
