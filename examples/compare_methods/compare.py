@@ -21,6 +21,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import signal
 import sys
 from typing import Any
@@ -384,7 +385,13 @@ def main(argv) -> None:
     bar.update(done * passes * args.epochs - bar.n)
   bar.close()
   dense = float(np.mean(reference["test_accuracy"]))
+  command = ["python", "examples/compare_methods/compare.py"]
+  command += ["--network", args.network, "--epochs", str(args.epochs)]
+  # Where the folder lies is nobody's business.
+  command += ["--data", args.data.name] if args.data else []
+  command += ["--fast"] if args.fast else []
   table = tables.to_markdown(results, dense)
+  table += f"\nMade by `{shlex.join(command)}` on {reference['machine']}.\n"
   title = (
     f"{args.network}, {args.epochs} epochs, mean of {len(args.seeds)} runs"
   )
