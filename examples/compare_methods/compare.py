@@ -258,7 +258,7 @@ def parse(argv) -> argparse.Namespace:
     "--epochs",
     type=int,
     help="passes over the training images (default: 12, with --fast 1; over"
-    " digits 100, with --fast 25)",
+    " digits 100, with --fast 15)",
   )
   add(
     "--only",
@@ -288,7 +288,7 @@ def parse(argv) -> argparse.Namespace:
     name: known[name] for name in known if name in names or name == "dense"
   }
   if args.epochs is None:
-    slow, fast = (12, 1) if args.data else (100, 25)
+    slow, fast = (12, 1) if args.data else (100, 15)
     args.epochs = fast if args.fast else slow
   if args.epochs < 1:
     parser.error(f"--epochs must be at least 1, got {args.epochs}")
