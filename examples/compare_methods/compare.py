@@ -14,12 +14,10 @@ every method, a JSON.
 """
 
 import argparse
-import datetime
 import hashlib
 import json
 import os
 import pathlib
-import platform
 import re
 import shlex
 import signal
@@ -29,7 +27,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tables
 from methods import METHODS
 from networks import NETWORKS
@@ -42,6 +39,7 @@ import rewa_jax
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 import idx
+from provenance import provenance
 
 TOLERANCES = (0.01, 0.02, 0.04)
 THRESHOLDS = (
@@ -223,22 +221,6 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 def file_name(method: str) -> str:
   return re.sub(r"\W+", "_", method.lower()).strip("_") + ".json"
-
-
-def provenance() -> dict[str, Any]:
-  cpuinfo = pathlib.Path("/proc/cpuinfo")
-  lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-  names = [line.split(": ")[1] for line in lines if "model name" in line]
-  return {
-    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    "versions": {
-      "python": platform.python_version(),
-      "rewa_jax": rewa_jax.__version__,
-      **{"jax": jax.__version__, "optax": optax.__version__},
-    },
-    "machine": f"{names[0] if names else platform.processor()},"
-    f" {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
-  }
 
 
 def parse(argv) -> argparse.Namespace:

@@ -203,20 +203,18 @@ def lenet300_methods() -> dict[str, Method]:
 
 def lenet5_methods() -> dict[str, Method]:
   return {
-    "dense": added(decay_kernels, (0.0, 3e-4, 1e-3), rates=(0.05, 0.1)),
+    "dense": added(decay_kernels, (0.0, 3e-4, 1e-3), rates=(0.1, 0.2)),
     "ReWA": reparameterized(
-      baselines.Rewa(9, 2), (1e-3, 2e-3, 4e-3), rates=(0.1, 0.3)
+      baselines.Rewa(9, 2), (1e-3, 2e-3, 4e-3), rates=(0.3, 0.6)
     ),
-    "L1, proximal": proximal(
-      lambda s, _: baselines.L1(s), (1e-3, 2e-3, 4e-3), rates=(0.1, 0.2)
-    ),
+    "L1, proximal": proximal(lambda s, _: baselines.L1(s), (1e-3, 2e-3, 4e-3)),
     "spred": reparameterized(
-      baselines.spred(), (1e-3, 2e-3, 4e-3), rates=(0.3, 0.8)
+      baselines.spred(), (1e-3, 2e-3, 4e-3), rates=(0.8, 1.5)
     ),
     "DWF, D = 3, corrected start": factorized(
-      3, (1e-4, 2e-4, 4e-4), corrected=True, rates=(1.0, 3.0)
+      3, (2e-4, 4e-4, 8e-4), corrected=True, rates=(3.0, 6.0)
     ),
-    "GMP": Method(gradual_pruning, (0.98, 0.99, 0.995), rates=(0.1, 0.2)),
+    "GMP": Method(gradual_pruning, (0.985, 0.992, 0.996)),
   }
 
 
