@@ -16,8 +16,8 @@ def load(folder: pathlib.Path) -> tuple[np.ndarray, ...]:
     Images as float32 in [0, 1] of shape (n, height, width), labels as int32.
 
   Raises:
-    ValueError: if a file is no IDX file of bytes or is cut off, or images and
-      labels are not as many.
+    ValueError: if a file is no IDX file of bytes or is cut off, images and
+      labels are not as many, or all train labels are the same.
   """
   parts = []
   for part in ("train", "t10k"):
@@ -27,6 +27,8 @@ def load(folder: pathlib.Path) -> tuple[np.ndarray, ...]:
       raise ValueError(
         f"{folder} has {len(images)} {part} images and {len(labels)} labels."
       )
+    if part == "train" and len(np.unique(labels)) < 2:
+      raise ValueError(f"{folder} has train labels of one class only.")
     parts += [np.float32(images) / 255, labels.astype(np.int32)]
   return tuple(parts)
 

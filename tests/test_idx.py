@@ -56,3 +56,9 @@ def test_images_without_labels_are_an_error(folder):
   write_idx(folder / "train-labels-idx1-ubyte", LABELS[:1])
   with pytest.raises(ValueError, match="2 train images and 1 labels"):
     idx.load(folder)
+
+
+def test_labels_of_one_class_are_an_error(folder):
+  write_idx(folder / "train-labels-idx1-ubyte", np.uint8([4, 4]))
+  with pytest.raises(ValueError, match="train labels of one class only"):
+    idx.load(folder)

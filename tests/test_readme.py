@@ -45,7 +45,7 @@ def test_the_commands_are_one_line_each():
   assert [len(command.splitlines()) for command in COMMANDS] == [1, 1]
   quickstart, tests = COMMANDS
   assert "examples/quickstart.py --out" in quickstart
-  assert tests.rstrip().endswith("-m pytest -q")
+  assert tests.rstrip().endswith("-m pytest -q -n auto")
 
 
 def test_ci_runs_the_test_command_of_the_readme():

@@ -48,6 +48,7 @@ THRESHOLDS = (
   *(0.1, 0.12, 0.15, 0.2),
 )
 GRID_SEED, FINAL_SEEDS = 0, (1, 2, 3)
+TIMED_STEPS = 100
 FAST = ("dense", "ReWA", "spred", "L1, proximal", "GMP")
 
 
@@ -254,6 +255,12 @@ def parse(argv) -> argparse.Namespace:
     help="within a minute: five methods, one final seed",
   )
   add(
+    "--time",
+    action="store_true",
+    help="train nothing: time the methods that --out holds anew, one right"
+    " after the other, for a column of milliseconds measured in one go",
+  )
+  add(
     "--out",
     type=pathlib.Path,
     help="folder for the results (default: results/compare_methods/NETWORK)",
@@ -280,12 +287,9 @@ def parse(argv) -> argparse.Namespace:
   return args
 
 
-def main(argv) -> None:
-  args = parse(argv)
-  data = load_data(args.data)
-  args.out.mkdir(parents=True, exist_ok=True)
+def compare(args, network, data) -> dict[str, Any]:
+  """Trains, chooses and tests every method that is not finished yet."""
   digest = hashlib.sha256(np.asarray(data.train[0]).tobytes()).hexdigest()
-  network = NETWORKS[args.network](int(data.train[1].max()) + 1)
   common = {
     **{"network": args.network, "epochs": args.epochs, "data": digest[:16]},
     **{"batch_size": BATCH_SIZE, "clip": CLIP, "seeds": list(args.seeds)},
@@ -366,17 +370,61 @@ def main(argv) -> None:
     results[name] = result
     bar.update(done * passes * args.epochs - bar.n)
   bar.close()
+  return results
+
+
+def time_again(args, network, data) -> dict[str, Any]:
+  """Times the grids of finished methods, one right after the other."""
+  paths = {name: args.out / file_name(name) for name in args.methods}
+  results = {
+    name: json.loads(path.read_text())
+    for name, path in paths.items()
+    if path.exists()
+  }
+  if "dense" not in results:
+    sys.exit(f"--time: {args.out} holds no finished comparison")
+  images, labels = data.train
+  steps = min(TIMED_STEPS, len(labels) // BATCH_SIZE)
+  part = steps * BATCH_SIZE
+  data = data._replace(train=(images[:part], labels[:part]))
+  pilot = network.init(jax.random.key(0), images[:1])
+  for name, result in tqdm(results.items()):
+    method = args.methods[name]
+    cells = [(s, r) for s in method.strengths for r in method.rates]
+    trained = train(
+      network,
+      method,
+      cells,
+      data,
+      seed=GRID_SEED,
+      epochs=1,
+      pilot=pilot,
+      advance=lambda: None,
+    )
+    seconds = trained.seconds / steps / len(cells)
+    result["milliseconds_per_step"] = 1e3 * seconds
+    write_json(paths[name], result)
+  return results
+
+
+def main(argv) -> None:
+  args = parse(argv)
+  data = load_data(args.data)
+  args.out.mkdir(parents=True, exist_ok=True)
+  network = NETWORKS[args.network](int(data.train[1].max()) + 1)
+  results = (time_again if args.time else compare)(args, network, data)
+  reference = results["dense"]
   dense = float(np.mean(reference["test_accuracy"]))
+  epochs = reference["settings"]["epochs"]
   command = ["python", "examples/compare_methods/compare.py"]
-  command += ["--network", args.network, "--epochs", str(args.epochs)]
+  command += ["--network", args.network, "--epochs", str(epochs)]
   # Where the folder lies is nobody's business.
   command += ["--data", args.data.name] if args.data else []
   command += ["--fast"] if args.fast else []
   table = tables.to_markdown(results, dense)
   table += f"\nMade by `{shlex.join(command)}` on {reference['machine']}.\n"
-  title = (
-    f"{args.network}, {args.epochs} epochs, mean of {len(args.seeds)} runs"
-  )
+  seeds = len(reference["test_accuracy"])
+  title = f"{args.network}, {epochs} epochs, mean of {seeds} runs"
   write(args.out / "results.csv", tables.to_csv(results))
   write(args.out / "table.md", table.encode())
   write(args.out / "curves.png", tables.plot(results, dense, title))

@@ -122,6 +122,18 @@ def test_the_program_writes_curves_and_tables_and_continues(
   assert (tmp_path / "out" / "l1_proximal.json").exists()
   assert set(first.splitlines()) <= set(second.splitlines())
 
+  # Timing anew changes the milliseconds alone.
+  compare.main([*argv, "--time"])
+  timed = json.loads((tmp_path / "out" / "adaptive_lasso.json").read_text())
+  assert timed["milliseconds_per_step"] != result["milliseconds_per_step"]
+  timed["milliseconds_per_step"] = result["milliseconds_per_step"]
+  assert timed == result
+
+
+def test_timing_needs_something_finished(tmp_path, small):
+  with pytest.raises(SystemExit, match="holds no finished comparison"):
+    compare.main(["--fast", "--time", "--out", str(tmp_path / "empty")])
+
 
 def test_pilots_survive_the_disk(tmp_path):
   pilots = {
