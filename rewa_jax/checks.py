@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Gradient = Literal["weight", "latent"]
 
@@ -21,8 +22,8 @@ def check_hyperparameters(
   check_number("eps", eps, at_least=0)
   # The slack is for k - 1 in float32: 4.1 - 1 < 3.1.
   if _is_concrete(k) and _is_concrete(m):
-    highest = float(k) - 1
-    if float(m) > highest * (1 + 1e-6):
+    highest = np.asarray(k).item() - 1
+    if np.asarray(m).item() > highest * (1 + 1e-6):
       raise ValueError(f"m must be at most k - 1 = {highest}, got {m}.")
 
 
@@ -30,7 +31,7 @@ def check_number(
   name: str,
   value: jax.typing.ArrayLike,
   *,
-  at_least: int,
+  at_least: float,
   at_most: float = math.inf,
 ) -> None:
   """Raises unless value is one finite real number in the given range."""
@@ -122,4 +123,4 @@ def leaf_paths(tree: Any) -> str:
 
 
 def _is_concrete(value: jax.typing.ArrayLike) -> bool:
-  return not isinstance(value, jax.core.Tracer)
+  return not isinstance(value, Tracer)

@@ -5,9 +5,9 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
+from flax.core import FrozenDict, freeze, unfreeze
 
 from rewa_jax.checks import Gradient
 from rewa_jax.latents import to_latents, to_weights
@@ -28,7 +28,7 @@ class LatentModule(nn.Module):
 
   def __post_init__(self):
     if isinstance(self.mask, dict):
-      self.mask = flax.core.freeze(self.mask)  # linen modules are hashable.
+      self.mask = freeze(self.mask)  # linen modules are hashable.
     super().__post_init__()
 
   def setup(self):
@@ -96,8 +96,8 @@ class LatentModule(nn.Module):
     if not jax.tree.leaves(params):
       return variables
     mask = self.mask
-    if isinstance(mask, flax.core.FrozenDict):
-      mask = flax.core.unfreeze(mask)
+    if isinstance(mask, FrozenDict):
+      mask = unfreeze(mask)
     return {**variables, "params": fn(params, mask)}
 
   @nn.nowrap

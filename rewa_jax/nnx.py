@@ -53,7 +53,7 @@ class Reparameterized(LatentModule):
     self.model = model
     self._k = k
     self._paths = paths
-    self._gradient = gradient
+    self._gradient: Gradient = gradient
 
   def _shared_weights(self) -> nnx.Module:
     return _map_params(

@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rewa_jax.checks import check_hyperparameters, check_number
@@ -73,9 +74,10 @@ class Penalty:
     eps > 0 and m < 2, then q > 0, and q < 1 if m > 2 - k: sparsity comes from
     the second term; for complex data.
     """
-    if self.eps == 0 and self.m > 1:
+    m, eps = np.asarray(self.m), np.asarray(self.eps)
+    if eps == 0 and m > 1:
       return "A"
-    if self.eps > 0 and self.m < 2:
+    if eps > 0 and m < 2:
       return "B"
     return None
 
@@ -92,7 +94,7 @@ class Penalty:
     is_log = jnp.asarray(self.m) == 2
     q = jnp.where(is_log, 1, self.q)
     second = jnp.where(is_log, jnp.sum(jnp.log(size)), jnp.sum(size**q) / q)
-    return first + jnp.where(eps == 0, 0, eps * second)
+    return jnp.asarray(first + jnp.where(eps == 0, 0, eps * second))
 
   def gradient(self, x: jax.typing.ArrayLike) -> jax.Array:
     r"""Returns the gradient of R, :math:`|x|^{p-1} + \epsilon|x|^{q-1}` signed.
@@ -106,9 +108,8 @@ class Penalty:
     """
     x = jnp.asarray(x)
     size = jnp.where(x == 0, 1, jnp.abs(x))
-    return jnp.sign(x) * (
-      size ** (self.p - 1) + self.eps * size ** (self.q - 1)
-    )
+    slope = size ** (self.p - 1) + self.eps * size ** (self.q - 1)
+    return jnp.asarray(jnp.sign(x) * slope)
 
 
 def decay_budget(
@@ -150,7 +151,7 @@ def decay_budget(
   """
   check_hyperparameters(k)
   check_number("weight_decay", weight_decay, at_least=0)
-  return k * weight_decay * _sum_of_steps(learning_rate, steps)
+  return _sum_of_steps(learning_rate, steps) * k * weight_decay
 
 
 def weight_decay_for(
@@ -182,12 +183,12 @@ def weight_decay_for(
   """
   check_hyperparameters(k)
   check_number("budget", budget, at_least=0)
-  return budget / (k * _sum_of_steps(learning_rate, steps))
+  return jnp.asarray(budget) / (k * _sum_of_steps(learning_rate, steps))
 
 
 def _sum_of_steps(learning_rate, steps):
   check_number("steps", steps, at_least=1)
   if callable(learning_rate):
-    return jnp.sum(jax.vmap(learning_rate)(jnp.arange(steps)))
+    return jnp.sum(jnp.asarray(jax.vmap(learning_rate)(jnp.arange(steps))))
   check_number("learning_rate", learning_rate, at_least=0)
   return jnp.asarray(learning_rate * steps)

@@ -150,22 +150,22 @@ def prune(
     >>> print(pruned["w"], masks["w"])
     [ 0. -3.  0.  2.] [False  True False  True]
   """
-  if (threshold is None) == (sparsity is None):
-    raise ValueError(
-      "Give exactly one of threshold and sparsity, got"
-      f" threshold={threshold}, sparsity={sparsity}."
-    )
   if scope not in ("global", "leaf"):
     raise ValueError(f"scope must be 'global' or 'leaf', got {scope!r}.")
   selected = jax.tree.leaves(select(mask, params))
   leaves, treedef = jax.tree.flatten(params)
   chosen = [jnp.asarray(leaf) for s, leaf in zip(selected, leaves) if s]
-  if threshold is not None:
+  if threshold is not None and sparsity is None:
     check_number("threshold", threshold, at_least=0)
     kept = [~(jnp.abs(leaf) <= threshold) for leaf in chosen]
-  else:
+  elif sparsity is not None and threshold is None:
     check_number("sparsity", sparsity, at_least=0, at_most=1)
     kept = _largest(chosen, 1 - sparsity, scope)
+  else:
+    raise ValueError(
+      "Give exactly one of threshold and sparsity, got"
+      f" threshold={threshold}, sparsity={sparsity}."
+    )
   kept = iter(kept)
   masks = [
     next(kept) & (leaf != 0) if s else jnp.ones(jnp.shape(leaf), bool)

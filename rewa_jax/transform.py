@@ -266,7 +266,7 @@ def rewa_adamw(
   )
 
 
-def _add_decay(weight_decay, mask):
+def _add_decay(weight_decay: optax.ScalarOrSchedule, mask):
   if not callable(weight_decay):
     check_number("weight_decay", weight_decay, at_least=0)
   return optax.add_decayed_weights(

@@ -6,6 +6,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from rewa_jax.baselines.reparameterization import Reparameterization
 from rewa_jax.checks import check_number
@@ -64,12 +65,13 @@ class FactorProduct(Reparameterization):
     return functools.reduce(operator.mul, values)
 
   def smooth_penalty(self, *values):
-    return self.decay / 2 * sum(jnp.sum(w**2) for w in values)
+    return optax.tree.norm(values, squared=True) * self.decay / 2
 
   def implicit_penalty(self, x, path="kernel"):
     del path
     size = jnp.abs(jnp.asarray(x))
-    return self.decay * self.depth / 2 * jnp.sum(size ** (2 / self.depth))
+    total = jnp.sum(size ** (2 / self.depth))
+    return total * self.decay * self.depth / 2
 
 
 def spred(*, offset: jax.typing.ArrayLike = 0.1) -> FactorProduct:
@@ -227,7 +229,7 @@ class HadamardDifference(Reparameterization):
     return u**self.k - v**self.k
 
   def smooth_penalty(self, *values):
-    return sum(jnp.sum(w**2) for w in values)
+    return optax.tree.norm(values, squared=True)
 
   def implicit_penalty(self, x, path="kernel"):
     del path

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from rewa_jax.baselines.factorized import check_depth, divide
 from rewa_jax.baselines.groups import (
@@ -86,7 +87,7 @@ class Gated(Reparameterization):
     return weights * math.prod(gates)
 
   def smooth_penalty(self, *values):
-    return sum(jnp.sum(w**2) for w in values) / self.depth
+    return optax.tree.norm(values, squared=True) / self.depth
 
   def implicit_penalty(self, x, path="kernel"):
     x = jnp.asarray(x)

@@ -21,7 +21,7 @@ class GradualPruningState(NamedTuple):
       ``optax.MaskedNode`` elsewhere.
   """
 
-  count: jax.Array
+  count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
   masks: optax.Params
 
 
@@ -134,7 +134,7 @@ def gradual_pruning(
     kept, steps = iter(kept), iter(steps)
     masks = [next(kept) if s else keep for s, keep in zip(selected, masks)]
     ahead = [next(steps) if s else u for s, u in zip(selected, ahead)]
-    count = optax.safe_increment(state.count)
+    count = jnp.asarray(optax.safe_increment(state.count))
     return (
       treedef.unflatten(ahead),
       GradualPruningState(count, treedef.unflatten(masks)),

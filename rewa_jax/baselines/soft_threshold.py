@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from rewa_jax.baselines.reparameterization import Reparameterization
 from rewa_jax.checks import check_number
@@ -62,7 +63,7 @@ class SoftThreshold(Reparameterization):
     return jnp.sign(w) * jax.nn.relu(jnp.abs(w) - jax.nn.sigmoid(s))
 
   def smooth_penalty(self, *values):
-    return sum(jnp.sum(value**2) for value in values) / 2
+    return optax.tree.norm(values, squared=True) / 2
 
   def implicit_penalty(self, x, path="kernel"):
     raise NotImplementedError(
