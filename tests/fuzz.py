@@ -1,0 +1,242 @@
+"""Feeds the library random trees, types, numbers and hyperparameters.
+
+Every case must either work, with finite numbers in the structure, shapes and
+types that went in, or raise an error of the library's own: a ValueError or a
+TypeError whose last frame lies in rewa_jax. Anything else is printed with the
+seed that makes it again, and the exit status is 1.
+"""
+
+import argparse
+import collections
+import pathlib
+import sys
+import traceback
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import rewa_jax
+from rewa_jax import baselines
+
+PACKAGE = str(pathlib.Path(rewa_jax.__file__).parent)
+NAMES = ("kernel", "kernel", "w", "weight", "bias", "scale", "embedding", "x")
+DTYPES = ("float32", "float32", "float16", ml_dtypes.bfloat16, "int32", "bool")
+# Few, since every new one is compiled.
+SHAPES = ((), (0,), (3,), (2, 3), (3, 0), (2, 2, 3), (1, 2, 2, 3))
+SIZES = (0.0, 1e-30, 1e-4, 1.0, 10.0)
+WRONG = (-1.0, float("nan"), float("inf"), "3", None, np.ones(2), 1j, True)
+
+
+def pick(random, values):
+  return values[random.integers(len(values))]
+
+
+def draw_leaf(random):
+  shape = pick(random, SHAPES)
+  values = random.normal(size=shape) * pick(random, SIZES)
+  values = np.where(random.random(shape) < 0.2, 0, values)
+  dtype = pick(random, DTYPES if random.random() < 0.3 else DTYPES[:4])
+  if dtype != "float32":
+    values = np.clip(values, -2, 2)  # 10^8, for m = 8, is no float16.
+  return jnp.asarray(values.astype(dtype))
+
+
+def draw_tree(random, depth=2):
+  kind = random.integers(4) if depth else 3
+  if kind == 3 and depth < 2:
+    return draw_leaf(random)
+  count = random.integers(0, 3) if random.random() < 0.1 else 2
+  children = [draw_tree(random, depth - 1) for _ in range(count)]
+  if kind == 0:
+    return children
+  if kind == 1:
+    return tuple(children)
+  names = [pick(random, NAMES) for _ in children]
+  return dict(zip(names, children))
+
+
+def draw_number(random, low, high):
+  """Returns a number in the range, in some form, seldom a wrong one."""
+  if random.random() < 0.03:
+    return pick(random, WRONG)
+  value = random.uniform(low, high)
+  form = random.integers(4)
+  if form == 0:
+    return int(np.clip(round(value), np.ceil(low), max(np.ceil(low), high)))
+  if form == 1:
+    return jnp.float32(value)
+  return value if form == 2 else np.float64(value)
+
+
+def draw_mask(random, tree):
+  kind = random.integers(6)
+  if kind < 3:
+    return rewa_jax.kernels
+  if kind == 3:
+    return None
+  if kind == 4:
+    return jax.tree.map(lambda _: bool(random.integers(2)), tree)
+  return pick(random, (True, False, {"kernel": True}, lambda tree: 3, "kernel"))
+
+
+def gradients(random, tree):
+  return jax.tree.map(
+    lambda leaf: jnp.asarray(
+      random.normal(size=leaf.shape).astype(np.float32)
+    ).astype(leaf.dtype),
+    tree,
+  )
+
+
+def optimize(random, solver, params, slope=lambda leaf: 1):
+  state = solver.init(params)
+  for _ in range(2):
+    grads = jax.tree.map(
+      lambda g, leaf: (g * slope(leaf)).astype(g.dtype),
+      gradients(random, params),
+      params,
+    )
+    updates, state = solver.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def use_latents(random, tree, k, m, eps, mask):
+  latents = rewa_jax.to_latents(tree, k, mask=mask)
+  return rewa_jax.to_weights(latents, k, mask=mask)
+
+
+def use_scale(random, tree, k, m, eps, mask):
+  gradient = pick(random, ("weight", "weight", "latent", "other"))
+  solver = rewa_jax.scale_by_rewa(k, m, eps, mask=mask, gradient=gradient)
+  solver = optax.chain(solver, optax.scale(-0.01))
+  if gradient != "latent":
+    return optimize(random, solver, tree)
+  # Gradients with respect to latents are as small as the chain rule makes them.
+  return optimize(random, solver, tree, lambda y: k * jnp.abs(y) ** (k - 1))
+
+
+def use_sgd(random, tree, k, m, eps, mask):
+  solver = rewa_jax.rewa_sgd(
+    0.01,
+    k,
+    m,
+    eps,
+    weight_decay=draw_number(random, 0, 0.1),
+    momentum=pick(random, (None, 0.9)),
+    mask=mask,
+  )
+  return optimize(random, solver, tree)
+
+
+def use_adamw(random, tree, k, m, eps, mask):
+  # Of optax's Adam: in float16 its 1e-8 is 0, as may be what it is added to.
+  solver = rewa_jax.rewa_adamw(
+    0.01, k, m, eps, weight_decay=0.1, adam_eps=1e-4, mask=mask
+  )
+  return optimize(random, solver, tree)
+
+
+def use_drop_in(random, tree, k, m, eps, mask):
+  inner = pick(random, (optax.sgd(0.01, 0.9), optax.adam(0.01)))
+  solver = rewa_jax.reparameterize(inner, k, m, eps, mask=mask)
+  return optimize(random, solver, tree)
+
+
+def use_prune(random, tree, k, m, eps, mask):
+  which = pick(random, ("threshold", "sparsity"))
+  pruned, masks = rewa_jax.prune(
+    tree, **{which: draw_number(random, 0, 1)}, mask=mask
+  )
+  report = rewa_jax.sparsity(pruned, mask=mask)
+  assert 0 <= int(report.total_nonzero) <= report.total_size
+  assert jax.tree.structure(masks) == jax.tree.structure(tree)
+  return pruned
+
+
+def use_baseline(random, tree, k, m, eps, mask):
+  groups = pick(random, ("output", "input", "rows", "heads"))
+  method = pick(
+    random,
+    (
+      lambda: baselines.spred(),
+      lambda: baselines.deep_weight_factorization(pick(random, (1, 2, 3))),
+      lambda: baselines.HadamardDifference(pick(random, (0, 1, 2, 3))),
+      lambda: baselines.Gated(groups),
+      lambda: baselines.PowerPropagation(k),
+      lambda: baselines.Rewa(k, m, eps),
+      lambda: baselines.GroupedRewa(k, groups, m, eps),
+      lambda: baselines.SoftThreshold(-5.0),
+    ),
+  )()
+  latents = method.to_latents(tree, mask=mask)
+  solver = baselines.sgd(0.01, method, strength=0.01)
+  return method.to_weights(optimize(random, solver, latents))
+
+
+USES = (
+  use_latents,
+  use_scale,
+  use_sgd,
+  use_adamw,
+  use_drop_in,
+  use_prune,
+  use_baseline,
+)
+
+
+def run(seed: int) -> str:
+  """Runs one case, and returns "worked", "refused" or what went wrong."""
+  random = np.random.default_rng(seed)
+  tree = draw_tree(random)
+  k = draw_number(random, 1, 9)
+  highest = k - 1 if isinstance(k, (int, float)) and 1 <= k <= 9 else 1
+  m, eps = draw_number(random, 0, highest), draw_number(random, 0, 0.1)
+  mask, use = draw_mask(random, tree), pick(random, USES)
+  try:
+    result = use(random, tree, k, m, eps, mask)
+  except (TypeError, ValueError) as error:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if last.filename.startswith(PACKAGE) and str(error):
+      return "refused"
+    return f"{use.__name__}: {error!r} at {last.filename}:{last.lineno}"
+  except Exception as error:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{use.__name__}: {error!r} at {last.filename}:{last.lineno}"
+  if jax.tree.structure(result) != jax.tree.structure(tree):
+    return f"{use.__name__}: another structure"
+  for before, after in zip(jax.tree.leaves(tree), jax.tree.leaves(result)):
+    if (before.shape, before.dtype) != (after.shape, after.dtype):
+      return (
+        f"{use.__name__}: {before.dtype}{before.shape} became {after.dtype}"
+      )
+    if not jnp.isfinite(after.astype(jnp.float32)).all():
+      return f"{use.__name__}: not finite, k={k}, m={m}, eps={eps}"
+  return "worked"
+
+
+def main(argv) -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add("--count", type=int, default=10_000, help="cases (default: 10,000)")
+  add("--seed", type=int, default=0, help="of the first case (default: 0)")
+  args = parser.parse_args(argv)
+  counts = collections.Counter()
+  for seed in tqdm(range(args.seed, args.seed + args.count), unit="case"):
+    outcome = run(seed)
+    known = outcome in ("worked", "refused")
+    counts[outcome if known else "failed"] += 1
+    if not known:
+      tqdm.write(f"--seed {seed} --count 1: {outcome}")
+  print(", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items())))
+  sys.exit(bool(counts["failed"]))
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])
