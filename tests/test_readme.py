@@ -8,6 +8,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import rewa_jax
@@ -77,18 +78,58 @@ def test_importing_the_package_imports_no_extra():
   subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_the_comparison_table_is_that_of_the_results():
-  folder = ROOT / "examples" / "results" / "compare_methods" / "lenet300"
-  with (folder / "results.csv").open() as file:
-    results = {
-      (row["method"], float(row["tolerance"])): row
-      for row in csv.DictReader(file)
-    }
-  section = README.split("## The other methods, in the same shape")[1]
-  section = section.split("\n## ")[0]
+@pytest.mark.parametrize(
+  ("network", "begin", "end", "methods"),
+  [
+    ("lenet300", "## The other methods", "On LeNet-5", 8),
+    ("lenet5", "On LeNet-5", "### Sparse statistics", 6),
+  ],
+)
+def test_the_comparison_tables_are_those_of_the_results(
+  network, begin, end, methods
+):
+  results = {
+    (row["method"], float(row["tolerance"])): row
+    for row in read(f"compare_methods/{network}/results.csv")
+  }
+  section = README.split(begin)[1].split(end)[0]
   rows = re.findall(r"^\| ([^|]+) \| (\d+)x, ([\d.]+) % \|", section, re.M)
-  assert len(rows) >= 8
+  assert len(rows) >= methods
   for name, compression, accuracy in rows:
     row = results[name, 0.01]
     assert f"{float(row['compression']):.0f}" == compression, name
     assert f"{100 * float(row['test_accuracy']):.1f}" == accuracy, name
+
+
+def test_the_regression_table_is_that_of_the_results():
+  results = read("sparse_regression/results.csv")
+  tasks = list(dict.fromkeys(row["task"] for row in results))
+  section = README.split("### Sparse statistics")[1].split("\n## ")[0]
+  cell = r" ([\d.]+), ([\d.]+), ([\d.]+) \|"
+  rows = re.findall(r"^\| ([^|]+) \|" + cell * len(tasks), section, re.M)
+  assert [name for name, *_ in rows] == list(
+    dict.fromkeys(row["method"] for row in results)
+  )
+  for name, *values in rows:
+    expected = [
+      f"{np.mean([float(row[key]) for row in mine]):.2f}"
+      for task in tasks
+      for mine in [
+        [r for r in results if (r["task"], r["method"]) == (task, name)]
+      ]
+      for key in ("precision", "recall", "error")
+    ]
+    assert values == expected, name
+
+
+def test_the_gene_table_is_that_of_the_results():
+  folder = ROOT / "examples" / "results" / "sparse_regression"
+  made = (folder / "genes.md").read_text()
+  for line in made.splitlines():
+    if line.startswith("| ") and not line.startswith("| method"):
+      assert line in README, line
+
+
+def read(path):
+  with (ROOT / "examples" / "results" / path).open() as file:
+    return list(csv.DictReader(file))

@@ -51,6 +51,7 @@ def train(
   epochs: int,
   pilot: Any,
   advance,
+  planned_epochs: int | None = None,
 ) -> Trained:
   """Trains one model for each cell, a strength and a rate, on equal batches.
 
@@ -63,13 +64,14 @@ def train(
     epochs: passes over the training data.
     pilot: the weights of the dense network of this seed, or None.
     advance: called after each epoch.
+    planned_epochs: those that schedules are made for, if not all are trained.
 
   Returns:
     The weights, and what they took.
   """
   images, labels = data.train
   per_epoch = len(labels) // BATCH_SIZE
-  steps = epochs * per_epoch
+  steps = (planned_epochs or epochs) * per_epoch
   shape = optax.warmup_cosine_decay_schedule(
     0.0, 1.0, max(steps // 10, 1), max(steps, 2)
   )

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Problem(NamedTuple):
@@ -38,6 +39,13 @@ class Task(NamedTuple):
   correlation: float = 0.0
   logistic: bool = False
 
+  @property
+  def sizes(self) -> np.ndarray:
+    """The absolute values of the true coefficients."""
+    if isinstance(self.coefficients, int):
+      return np.linspace(0.2, 1.0, self.coefficients, dtype=np.float32)
+    return np.abs(self.coefficients)
+
 
 TASKS = {
   "linear": Task((1.0,)),
@@ -57,10 +65,10 @@ def draw(task: Task, seed: int, samples: int, dimension: int) -> Problem:
   keys = jax.random.split(jax.random.key(seed), 4)
   truth = jnp.zeros(dimension)
   if isinstance(task.coefficients, int):
-    count = task.coefficients
+    count = len(task.sizes)
     places = jax.random.permutation(keys[0], dimension)[:count]
     signs = jax.random.rademacher(keys[1], (count,), jnp.float32)
-    truth = truth.at[places].set(signs * jnp.linspace(0.2, 1.0, count))
+    truth = truth.at[places].set(signs * task.sizes)
   else:
     truth = truth.at[: len(task.coefficients)].set(jnp.array(task.coefficients))
   noise = jax.random.normal(keys[2], (dimension, samples))

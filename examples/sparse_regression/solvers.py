@@ -162,7 +162,7 @@ def hold_out(solver: Solver, problem: Problem, *, path: bool) -> Fit:
   solve = functools.partial(solver, logistic=problem.logistic)
   found = prune(solve(inputs[:kept], targets[:kept], strengths))
   losses = [
-    mean_loss(row, inputs[kept:], targets[kept:], problem.logistic)
+    mean_loss(jnp.float32(row), inputs[kept:], targets[kept:], problem.logistic)
     for row in found
   ]
   best = int(np.nanargmin(losses))
