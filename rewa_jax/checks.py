@@ -22,7 +22,7 @@ def check_hyperparameters(
   check_number("eps", eps, at_least=0)
   # The slack is for k - 1 in float32: 4.1 - 1 < 3.1.
   if _is_concrete(k) and _is_concrete(m):
-    highest = np.asarray(k).item() - 1
+    highest = float(np.asarray(k).item()) - 1
     if np.asarray(m).item() > highest * (1 + 1e-6):
       raise ValueError(f"m must be at most k - 1 = {highest}, got {m}.")
 
