@@ -183,8 +183,7 @@ def parse(argv) -> argparse.Namespace:
   add(
     "--fast",
     action="store_true",
-    help="within a minute: a fifth of the dimension and of the samples, one"
-    " seed",
+    help="a fifth of the dimension and of the samples, one seed",
   )
   add("--out", type=pathlib.Path, default="results/sparse_regression")
   args = parser.parse_args(argv)
