@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 from flax import nnx, traverse_util
 
 from rewa_jax.checks import Gradient, check_gradient, check_hyperparameters
@@ -30,8 +31,8 @@ class LatentModule(nnx.Module):
     )
 
   def weights(self) -> nnx.Module:
-    """Returns the bare model with weights; the two share no Variable."""
-    return nnx.clone(self._shared_weights())
+    """Returns the bare model with weights; the two share nothing."""
+    return copied(self._shared_weights())
 
   def _shared_weights(self) -> nnx.Module:
     """Returns a model with weights that shares every other Variable."""
@@ -117,8 +118,18 @@ def reparameterize(
   params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
   selected = traverse_util.flatten_dict(select(mask, params))
   paths = frozenset(path for path, chosen in selected.items() if chosen)
-  latents = _map_params(lambda x: root(x, k), paths, nnx.clone(model))
+  latents = _map_params(lambda x: root(x, k), paths, copied(model))
   return Reparameterized(latents, k, paths, gradient)
+
+
+def copied(model: nnx.Module) -> nnx.Module:
+  """Returns a model of its own Variables and arrays, which may be donated."""
+  graphdef, state = nnx.split(model)  # nnx.clone would share the arrays.
+  return nnx.merge(graphdef, jax.tree.map(_copy, state))
+
+
+def _copy(leaf):
+  return leaf.copy() if isinstance(leaf, jax.Array) else leaf
 
 
 def _map_params(fn, paths, model):

@@ -12,7 +12,7 @@ from rewa_jax.baselines.reparameterization import (
 )
 from rewa_jax.checks import leaf_paths
 from rewa_jax.masks import Mask, kernels
-from rewa_jax.nnx import LatentModule
+from rewa_jax.nnx import LatentModule, copied
 
 
 class Reparameterized(LatentModule):
@@ -107,7 +107,7 @@ def reparameterize(
   }
   plain = {path: None if path in factors else nodes[path] for path in nodes}
   return Reparameterized(
-    _fill_params(plain, nnx.clone(model)),
+    copied(_fill_params(plain, model)),
     traverse_util.unflatten_dict(factors),
     method,
   )

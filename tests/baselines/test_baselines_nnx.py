@@ -213,3 +213,17 @@ def test_bad_input_is_refused():
     )
   with pytest.raises(AttributeError, match=r"under \.model"):
     _ = setup()[1].hidden
+
+
+def test_a_donated_model_takes_no_other_with_it():
+  bare, model = setup()
+  weights = model.weights()
+
+  @nnx.jit(donate_argnums=0)
+  def forget(model):
+    nnx.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param)))
+
+  forget(model)
+  for other in (bare, weights):
+    other.eval()
+    assert jnp.isfinite(other(INPUTS)).all()
