@@ -6,6 +6,17 @@ import numpy as np
 
 
 def load(folder: pathlib.Path) -> tuple[np.ndarray, ...]:
+  """Returns what `load_bytes` does, images as float32 in [0, 1]."""
+  images, labels, test_images, test_labels = load_bytes(folder)
+  return (
+    np.float32(images) / 255,
+    labels,
+    np.float32(test_images) / 255,
+    test_labels,
+  )
+
+
+def load_bytes(folder: pathlib.Path) -> tuple[np.ndarray, ...]:
   """Returns train images, train labels, test images and test labels.
 
   Args:
@@ -13,7 +24,7 @@ def load(folder: pathlib.Path) -> tuple[np.ndarray, ...]:
       unpacked, with their official names.
 
   Returns:
-    Images as float32 in [0, 1] of shape (n, height, width), labels as int32.
+    Images as uint8 of shape (n, height, width), labels as int32.
 
   Raises:
     ValueError: if a file is no IDX file of bytes or is cut off, images and
@@ -29,7 +40,7 @@ def load(folder: pathlib.Path) -> tuple[np.ndarray, ...]:
       )
     if part == "train" and len(np.unique(labels)) < 2:
       raise ValueError(f"{folder} has train labels of one class only.")
-    parts += [np.float32(images) / 255, labels.astype(np.int32)]
+    parts += [images, labels.astype(np.int32)]
   return tuple(parts)
 
 

@@ -33,7 +33,7 @@ from networks import NETWORKS
 from peers import peers
 from sklearn.datasets import load_digits
 from tqdm import tqdm
-from train import BATCH_SIZE, CLIP, Data, measure, train
+from training import BATCH_SIZE, CLIP, Data, measure, train
 
 import rewa_jax
 

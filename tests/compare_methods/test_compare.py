@@ -9,7 +9,7 @@ import methods
 import numpy as np
 import pytest
 import tables
-import train
+import training
 from networks import LeNet300
 
 GRID = {
@@ -36,8 +36,8 @@ def test_whole_channels_count_as_long_as_one_weight_is_left():
   kernel = jnp.zeros((4, 5)).at[0, 1].set(1).at[2, 1].set(1).at[2, 3].set(1)
   conv = jnp.zeros((3, 3, 2, 4)).at[0, 1, 0, 2].set(1)
   weights = {"a": {"kernel": kernel, "bias": jnp.ones(5)}}
-  assert train.structured_size(weights) == 2 * 2
-  assert train.structured_size({"kernel": conv}) == 9
+  assert training.structured_size(weights) == 2 * 2
+  assert training.structured_size({"kernel": conv}) == 9
 
 
 class Tiny(nn.Module):
@@ -51,7 +51,7 @@ def tiny_data(count=256):
   key = jax.random.key(0)
   labels = jax.random.randint(key, (count,), 0, 3)
   images = jax.nn.one_hot(labels, 64).reshape(count, 8, 8)
-  return train.Data(*[(images, labels)] * 3)
+  return training.Data(*[(images, labels)] * 3)
 
 
 @pytest.mark.parametrize("name", methods.METHODS["lenet300"]())
@@ -62,7 +62,7 @@ def test_every_method_trains_all_its_cells_at_once(name):
   pilot = network.init(jax.random.key(0), data.train[0][:1])
   cells = [(s, 0.1) for s in method.strengths[:2]]
   done = []
-  trained = train.train(
+  trained = training.train(
     network,
     method,
     cells,
@@ -78,7 +78,7 @@ def test_every_method_trains_all_its_cells_at_once(name):
   assert kernel.shape == (2, 64, 4)
   assert jnp.isfinite(kernel).all()
   assert not jnp.array_equal(kernel[0], kernel[1])
-  measured = train.measure(
+  measured = training.measure(
     network, trained.weights, jnp.array([0.0, 1e9]), *data.test
   )
   assert measured["nonzero"].shape == (2, 2)

@@ -1,0 +1,282 @@
+"""Tells what trained networks are worth when they are pruned.
+
+  python examples/image_classification/compress.py curve RUN...
+  python examples/image_classification/compress.py table RUN...
+  python examples/image_classification/compress.py layers RUN --threshold 1e-3
+
+`curve` prunes at thresholds from 1e-8 to 0.5 and tests what is left. `table`
+chooses one of them for all runs, on validation images, and says what it gives
+on test images. `layers` shows how sparse each layer is. Files (CSV, JSON, PNG)
+go into the folder of the first run, or into --out. To train the weights that
+are left some more, with zeros staying zero: train.py --start RUN --prune SIZE.
+"""
+
+import argparse
+import csv
+import dataclasses
+import itertools
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import checkpoints as ckpt
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+from config import Config, read
+from parallel import Jit
+from pipeline import open_data
+from state import make_network, make_setup, test_step
+from tqdm import tqdm
+
+import rewa_jax
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+THRESHOLDS = tuple(
+  float(f"{digit}e{power}")
+  for power in range(-8, 0)
+  for digit in ((1, 2, 5) if power >= -3 else (1,))
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the program, and returns its exit status."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  commands = parser.add_subparsers(required=True)
+  curve = commands.add_parser("curve", help="accuracy against compression")
+  curve.set_defaults(command=draw_curves)
+  table = commands.add_parser("table", help="one point of each run")
+  table.add_argument(
+    "--tolerance",
+    type=float,
+    default=0.001,
+    help="accuracy on validation images that pruning may cost",
+  )
+  table.set_defaults(command=write_table)
+  for command in (curve, table):
+    command.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN")
+    command.add_argument(
+      "--recalibrate",
+      type=int,
+      default=0,
+      metavar="N",
+      help="take batch statistics anew from N train batches after pruning",
+    )
+  layers = commands.add_parser("layers", help="sparsity of each layer")
+  layers.add_argument("runs", nargs=1, type=pathlib.Path, metavar="RUN")
+  layers.add_argument("--threshold", type=float, default=1e-3)
+  layers.set_defaults(command=draw_layers)
+  for command in (curve, table, layers):
+    command.add_argument(
+      "--out", type=pathlib.Path, help="folder (default: that of the first run)"
+    )
+  args = parser.parse_args(argv)
+  out = args.out or args.runs[0]
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    args.command(args, out)
+  except (ValueError, OSError) as error:
+    sys.exit(f"compress.py: {error}")
+  except KeyboardInterrupt:
+    return 130
+  return 0
+
+
+def draw_curves(args: argparse.Namespace, out: pathlib.Path) -> None:
+  """Writes curve.csv and curve.png, and prints the table."""
+  rows = _measure_all(args)
+  with (out / "curve.csv").open("w", newline="") as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+  for row in rows:
+    print("  ".join(f"{name} {value}" for name, value in row.items()))
+  figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+  for run in args.runs:
+    own = [row for row in rows if row["run"] == run.name]
+    axes.plot(
+      [row["compression"] for row in own],
+      [100 * row["test"] for row in own],
+      "o-",
+      markersize=3,
+      label=f"{run.name} ({read(run).method})",
+    )
+  axes.set(xscale="log", xlabel="compression", ylabel="test accuracy, %")
+  best = 100 * max(row["test"] for row in rows)
+  axes.set_ylim(best - 10, best + 1)
+  axes.grid(alpha=0.3)
+  axes.legend()
+  figure.savefig(out / "curve.png", dpi=150)
+  plt.close(figure)
+
+
+def write_table(args: argparse.Namespace, out: pathlib.Path) -> None:
+  """Writes table.json, and prints it.
+
+  Raises:
+    ValueError: if a run held back no images.
+  """
+  rows = _measure_all(args)
+  if "validation" not in rows[0]:
+    raise ValueError("table needs runs with --held-back images to choose on.")
+  kept = {
+    threshold: np.mean(
+      [row["validation"] for row in rows if row["threshold"] == threshold]
+    )
+    for threshold in THRESHOLDS
+  }
+  least = max(kept.values()) - args.tolerance
+  chosen = max(threshold for threshold in kept if kept[threshold] >= least)
+  rows = [row for row in rows if row["threshold"] == chosen]
+  names = "compression", "validation", "test"
+  columns = {name: [row[name] for row in rows] for name in names}
+  results = {
+    "runs": rows,
+    "mean": {k: round(np.mean(v), 5) for k, v in columns.items()},
+    # Of runs, not of their mean; of one run it is unknown.
+    "deviation": {
+      k: round(np.std(v, ddof=1), 5) if len(v) > 1 else None
+      for k, v in columns.items()
+    },
+    "settings": dataclasses.asdict(read(args.runs[0])),
+    "trained": [
+      json.loads((run / "results.json").read_text()) for run in args.runs
+    ],
+  }
+  text = json.dumps(results, indent=1)
+  (out / "table.json").write_text(text + "\n")
+  print(json.dumps({k: results[k] for k in ("runs", "mean", "deviation")}))
+
+
+def _measure_all(args):
+  return [
+    row
+    for run in args.runs
+    for row in measure(run, THRESHOLDS, args.recalibrate)
+  ]
+
+
+def measure(
+  run: pathlib.Path, thresholds: Sequence[float], recalibrate: int = 0
+) -> list[dict[str, Any]]:
+  """Prunes a run's weights at each threshold, and tests what is left.
+
+  Args:
+    run: its folder.
+    thresholds: weights of at most this size become zero.
+    recalibrate: train batches that batch statistics are taken from anew; 0 to
+      leave them.
+
+  Returns:
+    A row for each threshold: run, threshold, compression, nonzero, and the
+    accuracy on each split.
+  """
+  config, weights, means = ckpt.load(run)
+  source = open_data(config)
+  parallel = Jit(shard_params=False)
+  # However it was trained: what is tested are weights.
+  dense = dataclasses.replace(config, method="dense")
+  setup = make_setup(dense, source.classes, optax.constant_schedule(0.0))
+  test_on = parallel.test(test_step(setup, source.to_images, parallel.gather))
+  arrays = {
+    split: parallel.copies(split_arrays)
+    for split, split_arrays in source.arrays.items()
+  }
+  rows = []
+  for threshold in tqdm(thresholds, unit="threshold", desc=run.name):
+    pruned, _ = rewa_jax.prune(weights, threshold=threshold)
+    report = rewa_jax.sparsity(pruned)
+    if recalibrate:
+      means = recalibrated(config, pruned, means, recalibrate)
+    row = {
+      "run": run.name,
+      "threshold": threshold,
+      "compression": round(float(report.compression), 2),
+      "nonzero": int(report.total_nonzero),
+    }
+    for split in source.splits:
+      correct = count = 0
+      for batch in source.test_batches(split):
+        batch.pop("skipped", None)
+        counts = test_on((pruned, means), parallel.batch(batch), arrays[split])
+        correct, count = correct + counts["correct"], count + counts["count"]
+      row[split] = round(int(correct) / int(count), 5)
+    rows.append(row)
+  return rows
+
+
+def recalibrated(
+  config: Config, weights: Any, statistics: Any, batches: int
+) -> Any:
+  """Returns the mean batch statistics of some train batches.
+
+  Args:
+    config: settings of the run that the weights are of.
+    weights: of its network, pruned.
+    statistics: those to replace.
+    batches: how many.
+  """
+  if not jax.tree.leaves(statistics):
+    raise ValueError(f"{config.model} has no batch statistics to recalibrate.")
+  source = open_data(config)
+  parallel = Jit(shard_params=False)
+  # Without memory, what is left after a batch are its own statistics.
+  network = make_network(config, source.classes).clone(momentum=0.0)
+
+  @jax.jit
+  def statistics_of(key, weights, batch, arrays):
+    images, _ = source.to_images(key, batch, arrays)
+    variables = {"params": weights, "batch_stats": statistics}
+    _, changed = network.apply(
+      variables, images, train=True, mutable=["batch_stats"]
+    )
+    return changed["batch_stats"]
+
+  arrays = parallel.copies(source.arrays["train"])
+  total = jax.tree.map(jnp.zeros_like, statistics)
+  train_batches = itertools.islice(source.train_batches(0), batches)
+  for number, batch in enumerate(train_batches):
+    batch.pop("skipped", None)
+    key = jax.random.fold_in(jax.random.key(config.seed), number)
+    one = statistics_of(key, weights, parallel.batch(batch), arrays)
+    total = jax.tree.map(jnp.add, total, one)
+  return jax.tree.map(lambda x: x / batches, total)
+
+
+def draw_layers(args: argparse.Namespace, out: pathlib.Path) -> None:
+  """Writes layers.csv and layers.png, and prints the table."""
+  (run,) = args.runs
+  _, weights, _ = ckpt.load(run)
+  report = rewa_jax.sparsity(weights, args.threshold)
+  print(report)
+  rows = [
+    {"layer": name, "nonzero": int(report.nonzero[name]), "of": size}
+    for name, size in report.size.items()
+  ]
+  with (out / "layers.csv").open("w", newline="") as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+  figure, axes = plt.subplots(
+    figsize=(6, 1 + 0.22 * len(rows)), layout="constrained"
+  )
+  names = [row["layer"] for row in rows]
+  axes.barh(names, [row["of"] for row in rows], color="0.85", label="all")
+  axes.barh(names, [row["nonzero"] for row in rows], label="nonzero")
+  axes.invert_yaxis()
+  axes.set(xscale="log", xlabel="weights")
+  axes.legend()
+  figure.savefig(out / "layers.png", dpi=150)
+  plt.close(figure)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

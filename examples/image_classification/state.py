@@ -1,0 +1,310 @@
+"""What a run trains: a network, an optimizer, and the state of both."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from config import Config
+from models import MODELS, ResNet
+
+import rewa_jax
+from rewa_jax import baselines
+
+
+class State(flax.struct.PyTreeNode):
+  """All that changes while training.
+
+  Attributes:
+    step: updates so far.
+    params: latents, or weights where the method trains weights.
+    statistics: of batch norms.
+    opt_state: of the optimizer.
+    average: moving averages of params and statistics, or None.
+  """
+
+  step: jax.Array
+  params: Any
+  statistics: Any
+  opt_state: Any
+  average: tuple[Any, Any] | None
+
+  @property
+  def evaluated(self) -> tuple[Any, Any]:
+    """Params and statistics that the run is judged by."""
+    return self.average or (self.params, self.statistics)
+
+
+class Setup(NamedTuple):
+  """A network, and how a method trains it.
+
+  Attributes:
+    bare: the network of weights.
+    apply: (params, statistics, images, train) to logits and statistics.
+    optimizer: of params.
+    to_params: weights to params.
+    to_weights: params to weights.
+  """
+
+  bare: nn.Module
+  apply: Callable[..., tuple[jax.Array, Any]]
+  optimizer: optax.GradientTransformation
+  to_params: Callable[[Any], Any]
+  to_weights: Callable[[Any], Any]
+
+
+def make_setup(
+  config: Config,
+  classes: int,
+  schedule: optax.Schedule,
+  axis_name: str | None = None,
+) -> Setup:
+  """Returns the network and the method of a run.
+
+  Args:
+    config: the run's settings.
+    classes: the number of logits.
+    schedule: the learning rate by step.
+    axis_name: the mapped axis that batch statistics are averaged over.
+  """
+  bare = make_network(config, classes, axis_name)
+  k = int(config.k) if config.k == int(config.k) else config.k
+  module, enter = bare, _same
+  to_params, to_weights = _same, _same
+  if config.method in ("rewa", "rewa-adamw") and config.way != "drop-in":
+    to_params = functools.partial(rewa_jax.to_latents, k=k)
+    to_weights = functools.partial(rewa_jax.to_weights, k=k)
+    if config.way == "linen":
+      module = rewa_jax.linen.Reparameterized(bare, k)
+    else:
+      enter = functools.partial(to_weights, gradient="weight")
+
+  def apply(params, statistics, images, train):
+    variables = {"params": enter(params), "batch_stats": statistics}
+    if not train:
+      return module.apply(variables, images), statistics
+    logits, changed = module.apply(
+      variables, images, train=True, mutable=["batch_stats"]
+    )
+    return logits, changed.get("batch_stats", {})
+
+  optimizer = _optimizer(config, k, schedule)
+  return Setup(bare, apply, optimizer, to_params, to_weights)
+
+
+def make_network(
+  config: Config, classes: int, axis_name: str | None = None
+) -> nn.Module:
+  """Returns the network of weights that a run trains."""
+  make = MODELS[config.model]
+  settings = {"classes": classes, "dtype": jnp.dtype(config.dtype)}
+  if getattr(make, "func", make) is ResNet:
+    settings |= {"axis_name": axis_name, "stem": config.stem}
+  return make(**settings)
+
+
+def _same(tree):
+  return tree
+
+
+def _optimizer(config, k, schedule):
+  decay = optax.add_decayed_weights(config.weight_decay, mask=rewa_jax.kernels)
+  if config.method == "dense":
+    solver = optax.chain(decay, optax.sgd(schedule, config.momentum))
+  elif config.method == "l1":
+    penalty = baselines.L1(config.l1)
+    solver = optax.chain(
+      decay,
+      baselines.proximal_sgd(schedule, penalty, momentum=config.momentum),
+    )
+  else:
+    solver = _rewa(config, k, schedule, decay)
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
+    solver,
+    keep_zeros() if config.prune else optax.identity(),
+  )
+
+
+def _rewa(config, k, schedule, decay):
+  if config.way != "drop-in":
+    settings = {"weight_decay": config.weight_decay}
+    if config.method == "rewa-adamw":
+      return rewa_jax.rewa_adamw(schedule, k, config.m, config.eps, **settings)
+    return rewa_jax.rewa_sgd(
+      schedule, k, config.m, config.eps, momentum=config.momentum, **settings
+    )
+  moments = (
+    optax.scale_by_adam()
+    if config.method == "rewa-adamw"
+    else optax.trace(config.momentum)
+  )
+  inner = optax.chain(moments, decay, optax.scale_by_learning_rate(schedule))
+  return rewa_jax.reparameterize(inner, k, config.m, config.eps)
+
+
+def keep_zeros(
+  mask: rewa_jax.masks.Mask = rewa_jax.kernels,
+) -> optax.GradientTransformation:
+  """Ends a chain: kernels that are zero at its start stay so.
+
+  Momentum of earlier gradients and weight decay cannot move them either.
+
+  Args:
+    mask: which leaves; a function of params that returns a tree of bools.
+
+  Returns:
+    A transformation whose state is a tree of masks, False where to stay zero.
+  """
+
+  def init_fn(params):
+    return jax.tree.map(
+      lambda chosen, leaf: leaf != 0 if chosen else jnp.ones((), bool),
+      mask(params),
+      params,
+    )
+
+  def update_fn(updates, masks, params=None):
+    del params
+    updates = jax.tree.map(
+      lambda kept, update: jnp.where(kept, update, 0), masks, updates
+    )
+    return updates, masks
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def init_state(
+  config: Config,
+  setup: Setup,
+  key: jax.Array,
+  images: jax.Array,
+  start: Sequence[Any] | None = None,
+) -> State:
+  """Returns the state to begin with.
+
+  Args:
+    config: the run's settings.
+    setup: its network and method.
+    key: a PRNG key, of the initial weights.
+    images: a batch, of which only the shape counts.
+    start: weights and statistics to start from, instead of random ones.
+  """
+  if start is None:
+    variables = setup.bare.init(key, images)
+    start = variables["params"], variables.get("batch_stats", {})
+  weights, statistics = start
+  if config.prune:
+    weights, _ = rewa_jax.prune(weights, threshold=config.prune)
+  params = setup.to_params(weights)
+  # Copies, so that all parts of the state can be donated.
+  average = jax.tree.map(jnp.copy, (params, statistics))
+  return State(
+    jnp.zeros((), jnp.int32),
+    params,
+    statistics,
+    setup.optimizer.init(params),
+    average if config.ema else None,
+  )
+
+
+def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
+  """Returns the learning rate by step: warm-up, then down to zero."""
+  warmup = round(config.warmup_epochs * steps_per_epoch)
+  rest = max(config.epochs * steps_per_epoch - warmup, 1)
+  peak = config.learning_rate
+  fall = (
+    optax.cosine_decay_schedule(peak, rest)
+    if config.schedule == "cosine"
+    else optax.linear_schedule(peak, 0.0, rest)
+  )
+  if not warmup:
+    return fall
+  rise = optax.linear_schedule(0.0, peak, warmup)
+  return optax.join_schedules([rise, fall], [warmup])
+
+
+def train_step(
+  config: Config,
+  setup: Setup,
+  to_images: Callable[..., tuple[jax.Array, jax.Array]],
+  gather: Callable[[Any], Any],
+  axis_name: str | None = None,
+) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+  """Returns the function (state, batch, arrays) to state and metrics.
+
+  Args:
+    config: the run's settings.
+    setup: its network and method.
+    to_images: (key, batch, arrays) to augmented images and labels.
+    gather: brings params together from the devices they are spread over.
+    axis_name: the mapped axis to average over, if there is one.
+  """
+
+  def step(state, batch, arrays):
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    if axis_name:
+      key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    images, labels = to_images(key, batch, arrays)
+
+    def loss_of(params):
+      logits, statistics = setup.apply(
+        gather(params), state.statistics, images, True
+      )
+      targets = optax.smooth_labels(
+        jax.nn.one_hot(labels, logits.shape[-1]), config.label_smoothing
+      )
+      loss = optax.softmax_cross_entropy(logits, targets).mean()
+      hits = (logits.argmax(-1) == labels).mean()
+      return loss, (statistics, {"loss": loss, "accuracy": hits})
+
+    grads, (statistics, metrics) = jax.grad(loss_of, has_aux=True)(state.params)
+    if axis_name:
+      grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+    updates, opt_state = setup.optimizer.update(
+      grads, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+      average = optax.incremental_update(
+        (params, statistics), average, 1 - config.ema
+      )
+    return State(
+      state.step + 1, params, statistics, opt_state, average
+    ), metrics
+
+  return step
+
+
+def test_step(
+  setup: Setup,
+  to_images: Callable[..., tuple[jax.Array, jax.Array]],
+  gather: Callable[[Any], Any],
+  axis_name: str | None = None,
+) -> Callable[..., dict[str, jax.Array]]:
+  """Returns the function (params and statistics, batch, arrays) to counts.
+
+  The arguments are those of `train_step`. Labels below 0 do not count.
+  """
+
+  def step(evaluated, batch, arrays):
+    params, statistics = evaluated
+    images, labels = to_images(None, batch, arrays)
+    logits, _ = setup.apply(gather(params), statistics, images, False)
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, jnp.maximum(labels, 0)
+    )
+    counted = labels >= 0
+    counts = {
+      "loss": jnp.sum(losses * counted),
+      "correct": jnp.sum((logits.argmax(-1) == labels) & counted),
+      "count": jnp.sum(counted),
+    }
+    return jax.lax.psum(counts, axis_name) if axis_name else counts
+
+  return step

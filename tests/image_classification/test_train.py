@@ -1,0 +1,382 @@
+"""Whole runs, tiny: every method, way in and parallelism; stops and resumes."""
+
+import csv
+import dataclasses
+import functools
+import itertools
+import json
+import signal
+
+import checkpoints
+import compress
+import config as settings
+import jax
+import jax.numpy as jnp
+import models
+import numpy as np
+import pytest
+import train
+from config import PRESETS, Config
+from metrics import Metrics
+from parallel import Jit
+from PIL import Image
+from pipeline import open_data, resolution_of
+
+import rewa_jax
+
+# Three epochs of 5 batches of digits.
+TINY = Config(epochs=3, batch_size=256, warmup_epochs=1)
+
+
+# A residual network of a single block.
+SMALL = functools.partial(
+  models.ResNet, stages=(1,), block=models.NarrowBlock, width=4
+)
+RESNET = dataclasses.replace(TINY, model="small", ema=0.9, epochs=2)
+
+
+@pytest.fixture
+def small_resnet(monkeypatch):
+  monkeypatch.setitem(models.MODELS, "small", SMALL)
+  return "small"
+
+
+@pytest.fixture(autouse=True)
+def devices(request, monkeypatch):
+  """One device, or so many; eight would wait for each other on two cores."""
+  count = getattr(request, "param", 1)
+  monkeypatch.setattr(jax, "device_count", lambda: count)
+  monkeypatch.setattr(jax, "local_device_count", lambda: count)
+  return count
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once(tmp_path_factory):
+  """Keeps compiled programs from run to run."""
+  settings = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+def results_of(run, config):
+  assert train.train(config, run, "a command") == 0
+  return json.loads((run / "results.json").read_text())
+
+
+def begun(run, config):
+  settings.write(run, config)
+  return run
+
+
+def trained(run, config):
+  """Trains, and returns weights and statistics."""
+  train.train(config, begun(run, config), "a command")
+  return checkpoints.load(run)[1:]
+
+
+def lines_of(run):
+  text = (run / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def assert_trees_equal(one, other, **tolerance):
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)):
+    np.testing.assert_allclose(a, b, **({"rtol": 0} | tolerance))
+
+
+def test_the_program_trains_and_says_what_came_of_it(tmp_path, capsys):
+  arguments = ["--epochs", "8", "--warmup-epochs", "1", "--out", str(tmp_path)]
+  assert train.main(arguments) == 0
+  results = json.loads((tmp_path / "results.json").read_text())
+  assert results["test"]["accuracy"] > 0.8
+  assert results["command"].endswith(
+    f"--epochs 8 --warmup-epochs 1 --out {tmp_path}"
+  )
+  assert json.loads(capsys.readouterr().out) == results
+  losses = [
+    line["loss"] for line in lines_of(tmp_path) if line["kind"] == "test"
+  ]
+  assert len(losses) == 8
+  assert losses[-1] < losses[0]
+  assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("method", ["dense", "l1", "rewa-adamw"])
+def test_other_methods_learn_too(method, tmp_path):
+  rates = {"rewa-adamw": {"learning_rate": 0.01, "m": 0, "eps": 1e-3}}
+  config = dataclasses.replace(
+    TINY, method=method, l1=1e-4, epochs=6, **rates.get(method, {})
+  )
+  assert results_of(tmp_path, config)["test"]["accuracy"] > 0.6
+
+
+def test_every_way_in_gives_the_same_weights(tmp_path):
+  ways = {}
+  for way in ("linen", "trees", "drop-in"):
+    config = dataclasses.replace(TINY, way=way, k=3, epochs=2)
+    ways[way], _ = trained(tmp_path / way, config)
+  assert_trees_equal(ways["linen"], ways["trees"], atol=1e-6)
+  assert_trees_equal(ways["linen"], ways["drop-in"], atol=1e-4)
+
+
+@pytest.mark.parametrize("devices", [8], indirect=True)
+@pytest.mark.usefixtures("devices")
+def test_fsdp_spreads_params_over_all_devices():
+  parallel = Jit(shard_params=True)
+  state = parallel.init(
+    lambda: {"kernel": jnp.ones((3, 3, 16, 8)), "bias": jnp.ones(3)}
+  )
+  assert state["kernel"].addressable_shards[0].data.shape == (3, 3, 2, 8)
+  assert state["bias"].sharding.is_fully_replicated
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A run of a small ResNet that nothing stopped."""
+  run = tmp_path_factory.mktemp("whole")
+  with pytest.MonkeyPatch.context() as patched:
+    patched.setitem(models.MODELS, "small", SMALL)
+    patched.setattr(jax, "device_count", lambda: 1)
+    return run, trained(run, RESNET)
+
+
+@pytest.mark.parametrize(
+  "parallelism, devices",
+  [("jit", 1), ("pmap", 2), ("fsdp", 2)],
+  indirect=["devices"],
+)
+def test_a_stopped_run_continues_however_it_is_spread(
+  parallelism, whole, small_resnet, tmp_path, monkeypatch
+):
+  config = dataclasses.replace(RESNET, parallelism=parallelism)
+  step = Metrics.step
+
+  def stop_at_3(self, number, *args):
+    if number == 3:
+      signal.raise_signal(signal.SIGTERM)
+    step(self, number, *args)
+
+  run = begun(tmp_path, config)
+  with monkeypatch.context() as patched:
+    patched.setattr(Metrics, "step", stop_at_3)
+    assert train.train(config, run, "a command") == 128 + signal.SIGTERM
+  assert results_of(run, config)["resumed_at"] == 3
+  other, weights = whole
+  # Bit for bit, but for the order of sums when it is spread another way.
+  tolerance = {} if parallelism == "jit" else {"atol": 1e-4}
+  assert_trees_equal(checkpoints.load(run)[1:], weights, **tolerance)
+  logs = [
+    [line["loss"] for line in lines_of(path) if line["kind"] == "test"]
+    for path in (other, run)
+  ]
+  assert len(logs[0]) == RESNET.epochs
+  np.testing.assert_allclose(*logs, rtol=1e-3 if tolerance else 0)
+
+
+def test_ctrl_c_saves_and_a_finished_run_is_left_alone(tmp_path, monkeypatch):
+  epoch = Metrics.epoch
+
+  def interrupt(self, *args):
+    epoch(self, *args)
+    signal.raise_signal(signal.SIGINT)
+
+  begun(tmp_path, TINY)
+  with monkeypatch.context() as patched:
+    patched.setattr(Metrics, "epoch", interrupt)
+    # The signal comes after the first epoch and is seen a step later.
+    assert train.train(TINY, tmp_path, "a command") == 130
+  results = results_of(tmp_path, TINY)
+  assert results["resumed_at"] == 6
+  assert results_of(tmp_path, TINY) == results
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+  trained(tmp_path, dataclasses.replace(TINY, keep=2))
+  names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+  assert names == {"10", "15"}
+
+
+def test_other_settings_need_another_folder(tmp_path):
+  begun(tmp_path, TINY)
+  with pytest.raises(ValueError, match="epochs was 3 and is 4"):
+    begun(tmp_path, dataclasses.replace(TINY, epochs=4))
+
+
+def test_zeros_stay_zero_when_pruned_weights_train_on(tmp_path):
+  first = dataclasses.replace(TINY, weight_decay=0.05)
+  before, _ = trained(tmp_path / "first", first)
+  for method, way in (
+    ("dense", "linen"),
+    ("rewa", "linen"),
+    ("rewa", "drop-in"),
+  ):
+    config = dataclasses.replace(
+      TINY,
+      method=method,
+      way=way,
+      m=0,
+      start=str(tmp_path / "first"),
+      prune=0.03,
+      learning_rate=0.01,
+    )
+    after, _ = trained(tmp_path / f"{method}-{way}", config)
+    pruned, masks = rewa_jax.prune(before, threshold=0.03)
+    nonzero = jax.tree.map(lambda x: x != 0, after["Dense_0"]["kernel"])
+    np.testing.assert_array_equal(nonzero, masks["Dense_0"]["kernel"])
+    assert 0 < nonzero.sum() < nonzero.size
+    moved = after["Dense_0"]["kernel"] != pruned["Dense_0"]["kernel"]
+    assert moved.any()
+
+
+def test_a_layer_whose_weights_all_die_is_named_while_training(
+  tmp_path, capsys
+):
+  config = dataclasses.replace(TINY, weight_decay=20.0, epochs=4)
+  trained(tmp_path, config)
+  assert "every weight of Dense_0/kernel is below" in capsys.readouterr().out
+  assert "Dense_0/kernel" in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_run_that_diverges_ends_and_says_so(tmp_path):
+  arguments = ["--learning-rate", "1e9", "--clip", "0", "--method", "dense"]
+  with pytest.raises(SystemExit, match="the loss is nan by step 50"):
+    train.main([*arguments, "--out", str(tmp_path)])
+
+
+def test_half_precision_keeps_params_in_float32(small_resnet, tmp_path):
+  config = dataclasses.replace(
+    RESNET,
+    epochs=1,
+    dtype="bfloat16",
+    label_smoothing=0.1,
+    augment="crop-flip",
+  )
+  weights, statistics = trained(tmp_path, config)
+  leaves = jax.tree.leaves((weights, statistics))
+  assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+def test_folders_of_images_train_at_rising_resolution(small_resnet, tmp_path):
+  random = np.random.default_rng(0)
+  for split in ("train", "val"):
+    for label, name in enumerate(("dark", "light")):
+      folder = tmp_path / "images" / split / name
+      folder.mkdir(parents=True)
+      for number in range(8):
+        pixels = random.integers(0, 100, (40, 50, 3)) + 150 * label
+        image = Image.fromarray(pixels.astype(np.uint8))
+        image.save(folder / f"{number}.jpg")
+  config = dataclasses.replace(
+    TINY,
+    data=str(tmp_path / "images"),
+    model=small_resnet,
+    batch_size=8,
+    epochs=8,
+    resolution=32,
+    final_resolution=64,
+    test_resolution=64,
+    workers=0,
+    learning_rate=0.1,
+  )
+  run = begun(tmp_path / "run", config)
+  assert results_of(run, config)["test"]["accuracy"] > 0.9
+
+
+def test_the_paper_s_cifar_10_has_a_decay_budget_of_18():
+  config = Config(**PRESETS["cifar10-paper"])
+  schedule = train.make_schedule(config, 50_000 // config.batch_size)
+  steps = config.epochs * (50_000 // config.batch_size)
+  budget = rewa_jax.decay_budget(config.k, config.weight_decay, schedule, steps)
+  assert budget == pytest.approx(18, abs=1)
+
+
+def test_imagenet_rises_from_160_to_192_pixels():
+  config = Config(**PRESETS["imagenet-paper"])
+  pixels = [resolution_of(config, epoch) for epoch in range(config.epochs)]
+  assert pixels == sorted(pixels)
+  assert set(pixels) == {160, 192}
+  assert pixels[60] == 160 and pixels[77] == 192
+
+
+def test_curves_tables_and_pictures_of_runs(tmp_path, capsys):
+  config = dataclasses.replace(TINY, held_back=100)
+  runs = [tmp_path / "a", tmp_path / "b"]
+  for seed, run in enumerate(runs):
+    trained(run, dataclasses.replace(config, seed=seed))
+  assert compress.main(["curve", *map(str, runs)]) == 0
+  with (runs[0] / "curve.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  assert {row["run"] for row in rows} == {"a", "b"}
+  own = [row for row in rows if row["run"] == "a"]
+  compressions = [float(row["compression"]) for row in own]
+  assert compressions == sorted(compressions)
+  # At the smallest threshold, the run itself.
+  results = json.loads((runs[0] / "results.json").read_text())
+  for split in ("validation", "test"):
+    expected = pytest.approx(results[split]["accuracy"], abs=1e-5)
+    assert float(own[0][split]) == expected
+  assert compress.main(["table", *map(str, runs), "--tolerance", "0.02"]) == 0
+  table = json.loads((runs[0] / "table.json").read_text())
+  means = {
+    threshold: np.mean(
+      [
+        float(row["validation"])
+        for row in rows
+        if float(row["threshold"]) == threshold
+      ]
+    )
+    for threshold in compress.THRESHOLDS
+  }
+  good = [t for t in means if means[t] >= max(means.values()) - 0.02]
+  assert [row["threshold"] for row in table["runs"]] == [max(good)] * 2
+  tests = [row["test"] for row in table["runs"]]
+  assert table["mean"]["test"] == pytest.approx(np.mean(tests), abs=1e-5)
+  capsys.readouterr()
+  assert compress.main(["layers", str(runs[0]), "--threshold", "0.1"]) == 0
+  report = rewa_jax.sparsity(checkpoints.load(runs[0])[1], 0.1)
+  assert str(report) in capsys.readouterr().out
+  assert (runs[0] / "layers.csv").read_text().startswith("layer,nonzero,of\n")
+  for name in ("curve.png", "layers.png"):
+    assert (runs[0] / name).stat().st_size > 1000
+
+
+def test_statistics_are_taken_anew_from_train_batches(whole, small_resnet):
+  _, (weights, statistics) = whole
+  config = dataclasses.replace(RESNET, ema=0.0)
+  means = compress.recalibrated(config, weights, statistics, 2)["stem_norm"]
+  source = open_data(config)
+  outputs = []
+  for batch in itertools.islice(source.train_batches(0), 2):
+    images, _ = source.to_images(None, batch, source.arrays["train"])
+    outputs.append(
+      jax.lax.conv_general_dilated(
+        images,
+        weights["stem"]["kernel"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      )
+    )
+  by_hand = np.stack(outputs)
+  axes = (1, 2, 3)
+  np.testing.assert_allclose(
+    means["mean"], by_hand.mean(axes).mean(0), rtol=1e-4
+  )
+  np.testing.assert_allclose(means["var"], by_hand.var(axes).mean(0), rtol=1e-4)
+
+
+def test_no_run_no_curve(tmp_path):
+  with pytest.raises(SystemExit, match="holds no run: it has no config.json"):
+    compress.main(["curve", str(tmp_path)])
+  begun(tmp_path, TINY)
+  with pytest.raises(SystemExit, match="holds no checkpoint"):
+    compress.main(["layers", str(tmp_path)])
