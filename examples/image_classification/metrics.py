@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import tensorboardX
 from tqdm import tqdm
 
@@ -23,13 +24,19 @@ class Metrics:
       dropped.
     steps: of the whole run.
     batch_size: images a step.
+    schedule: the learning rate by step.
 
   Attributes:
     images_per_second: the median of all that was logged, None of nothing.
   """
 
   def __init__(
-    self, run: pathlib.Path, begin: int, steps: int, batch_size: int
+    self,
+    run: pathlib.Path,
+    begin: int,
+    steps: int,
+    batch_size: int,
+    schedule: optax.Schedule,
   ):
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
@@ -48,6 +55,7 @@ class Metrics:
       disable=not self._writes,
     )
     self._batch_size = batch_size
+    self._schedule = schedule
     self._shown: dict[str, str] = {}
     self._recent: list[dict[str, jax.Array]] = []
     self._speeds: list[float] = []
@@ -57,9 +65,7 @@ class Metrics:
   def images_per_second(self) -> float | None:
     return round(float(np.median(self._speeds)), 1) if self._speeds else None
 
-  def step(
-    self, step: int, metrics: dict[str, jax.Array], learning_rate: float
-  ) -> None:
+  def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Notes a step, and every so often what the steps since came to.
 
     Raises:
@@ -80,9 +86,11 @@ class Metrics:
     self._speeds.append(speed)
     self._bar.update(step - self._bar.n)
     self._show(**values, images_per_second=speed)
-    self.log(
-      step, "train", **values, rate=learning_rate, images_per_second=speed
-    )
+    values |= {
+      "learning_rate": float(self._schedule(step - 1)),
+      "images_per_second": speed,
+    }
+    self.log(step, "train", **values)
     if not math.isfinite(values["loss"]):
       raise FloatingPointError(
         f"the loss is {values['loss']} by step {step}; try a smaller"

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import augment
@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from config import Config
+
+Batch = dict[str, np.ndarray]
 
 # Of ImageNet's images by channel, of 1 for white.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -65,7 +67,7 @@ class Memory:
     size = config.resolution or dataset.train.images.shape[1]
     self.shape = (1, size, size, dataset.train.images.shape[3])
 
-  def train_batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+  def train_batches(self, start: int) -> Generator[Batch, None, None]:
     """Returns this process's part of the batches from one step onwards."""
     size = self._config.batch_size
     first, skip = divmod(start, self.steps_per_epoch)
@@ -77,7 +79,7 @@ class Memory:
         yield {"index": _own_part(batch)}
       skip = 0
 
-  def test_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
+  def test_batches(self, split: str) -> Iterator[Batch]:
     """Returns this process's part of all images; -1 fills the last batch."""
     size = self._config.batch_size
     count = len(self.arrays[split].labels)
@@ -141,7 +143,7 @@ class Folders:
       )
     self.shape = (1, config.resolution, config.resolution, 3)
 
-  def train_batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+  def train_batches(self, start: int) -> Generator[Batch, None, None]:
     config = self._config
     by_resolution = itertools.groupby(
       range(config.epochs), functools.partial(resolution_of, config)
@@ -165,7 +167,7 @@ class Folders:
       )
       yield from itertools.islice(batches, count)
 
-  def test_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
+  def test_batches(self, split: str) -> Iterator[Batch]:
     config = self._config
     yield from folders.evaluation_batches(
       self._test,

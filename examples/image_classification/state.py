@@ -148,7 +148,7 @@ def _rewa(config, k, schedule, decay):
 
 
 def keep_zeros(
-  mask: rewa_jax.masks.Mask = rewa_jax.kernels,
+  mask: Callable[[Any], Any] = rewa_jax.kernels,
 ) -> optax.GradientTransformation:
   """Ends a chain: kernels that are zero at its start stay so.
 
@@ -168,12 +168,12 @@ def keep_zeros(
       params,
     )
 
-  def update_fn(updates, masks, params=None):
+  def update_fn(updates, state, params=None):
     del params
     updates = jax.tree.map(
-      lambda kept, update: jnp.where(kept, update, 0), masks, updates
+      lambda kept, update: jnp.where(kept, update, 0), state, updates
     )
-    return updates, masks
+    return updates, state
 
   return optax.GradientTransformation(init_fn, update_fn)
 

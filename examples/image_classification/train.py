@@ -138,7 +138,7 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
     checkpoints = stack.enter_context(ckpt.open_checkpoints(run, config.keep))
     state = parallel.place(ckpt.restore(checkpoints, parallel.one(state)))
     begin = step = int(parallel.one(state).step)
-    metrics = Metrics(run, begin, steps, config.batch_size)
+    metrics = Metrics(run, begin, steps, config.batch_size, schedule)
     stack.callback(metrics.close)
     was_stopped = stack.enter_context(signals())
     batches = source.train_batches(begin)
@@ -151,14 +151,20 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
       if skipped:
         metrics.warn(step, f"{skipped} broken images were replaced by others.")
       state, values = train_on(state, parallel.batch(batch), arrays["train"])
-      metrics.step(step, values, float(schedule(step - 1)))
+      metrics.step(step, values)
       epoch, rest = divmod(step, source.steps_per_epoch)
       number = was_stopped(step)
       if not rest:
         compression, largest = look(parallel.one(state).evaluated[0])
         split = source.splits[0]
         metrics.epoch(
-          step, split, {**test(split), "compression": float(compression)}
+          step,
+          split,
+          {
+            **test(split),
+            "compression": float(compression),
+            "sparsity": float(1 - 1 / compression),
+          },
         )
         for name in set(_below(largest, config.threshold)) - dead:
           dead.add(name)
@@ -208,7 +214,9 @@ def look_at(
     for chosen, (path, leaf) in zip(jax.tree.leaves(kernels), leaves)
     if chosen
   }
-  return rewa_jax.sparsity(weights, threshold).compression, largest
+  report = rewa_jax.sparsity(weights, threshold)
+  # An empty network counts as one weight: JSON has no infinity.
+  return report.total_size / jnp.maximum(report.total_nonzero, 1), largest
 
 
 def _below(largest, threshold):
