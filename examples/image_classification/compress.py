@@ -272,8 +272,8 @@ def draw_layers(args: argparse.Namespace, out: pathlib.Path) -> None:
   axes.barh(names, [row["of"] for row in rows], color="0.85", label="all")
   axes.barh(names, [row["nonzero"] for row in rows], label="nonzero")
   axes.invert_yaxis()
-  axes.set(xscale="log", xlabel="weights")
-  axes.legend()
+  axes.set(xscale="log", xlabel="weights", xlim=(0.5, None))
+  figure.legend(loc="outside upper right", ncols=2)
   figure.savefig(out / "layers.png", dpi=150)
   plt.close(figure)
 

@@ -136,12 +136,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "held_back": 5000,
     "epochs": 20,
     "warmup_epochs": 2,
+    "learning_rate": 0.6,
+    "weight_decay": 1e-3,
     "checkpoint_epochs": 5,
   },
   "resnet20": {
     "model": "resnet20",
-    "epochs": 5,
-    "warmup_epochs": 1,
+    "epochs": 3,
+    "warmup_epochs": 0.5,
+    "learning_rate": 0.5,
+    "weight_decay": 4e-3,
     "augment": "crop-flip",
   },
   "cifar10": {

@@ -1,6 +1,8 @@
 """The commands of the example's README, one after another, at fewer epochs."""
 
+import json
 import pathlib
+import re
 import shlex
 
 import compress
@@ -43,3 +45,26 @@ def test_help_explains_itself(main, capsys):
     main(["--help"])
   text = capsys.readouterr().out
   assert "examples/image_classification" in text and len(text) > 500
+
+
+def test_figures_are_those_of_the_results():
+  results = README.parent / "results"
+  rows = re.findall(
+    r"^\| [^|]+ \| ([\d]+)x \| ([\d.]+) ± ([\d.]+) % \| \[table\]\((.*)\) \|",
+    README.read_text(),
+    re.M,
+  )
+  assert len(rows) == 4
+  main = (README.parents[2] / "README.md").read_text()
+  for compression, accuracy, deviation, path in rows:
+    table = json.loads((README.parent / path).read_text())
+    assert len(table["runs"]) == 3
+    assert compression == f"{table['mean']['compression']:.0f}"
+    assert accuracy == f"{100 * table['mean']['test']:.2f}"
+    assert deviation == f"{100 * table['deviation']['test']:.2f}"
+    if "finetuned" not in path:
+      text = " ".join(main.split())
+      assert f"{accuracy} %" in text and f"at {compression}x" in text
+  ways = json.loads((results / "overhead_resnet20.json").read_text())["ways"]
+  for text in (main, README.read_text()):
+    assert f"{ways['linen']['time_ratio']:.2f} times" in " ".join(text.split())
