@@ -16,7 +16,7 @@ class ResNet(nn.Module):
 
   Attributes:
     stages: the number of blocks of each stage.
-    block: BasicBlock, Bottleneck or NarrowBlock.
+    block: BasicBlock, NarrowBlock or Bottleneck.
     classes: the number of logits.
     width: channels of the first stage; every later stage has twice as many.
     stem: ``"cifar"``, a 3x3 convolution, or ``"imagenet"``, a 7x7 one of stride
@@ -70,24 +70,37 @@ class ResNet(nn.Module):
     return x.astype(jnp.float32)
 
 
+def projected(block: nn.Module, x: jax.Array, like: jax.Array) -> jax.Array:
+  """Returns x, by a 1x1 convolution where its shape is not that of `like`."""
+  if x.shape == like.shape:
+    return x
+  filters = like.shape[-1]
+  x = block.conv(filters, (1, 1), block.stride, name="projection")(x)
+  return block.norm(name="projection_norm")(x)
+
+
+def padded(block: nn.Module, x: jax.Array, like: jax.Array) -> jax.Array:
+  """Returns x with channels of zeros, and every other pixel by stride 2."""
+  x = x[:, :: block.stride, :: block.stride]
+  new = like.shape[-1] - x.shape[-1]
+  return jnp.pad(x, ((0, 0),) * 3 + ((new // 2, new - new // 2),))
+
+
 class BasicBlock(nn.Module):
-  """Two 3x3 convolutions, and a projection where the shape changes."""
+  """Two 3x3 convolutions and a shortcut."""
 
   filters: int
   stride: int
   conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
+  shortcut: Callable[..., jax.Array] = projected
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     y = self.conv(self.filters, (3, 3), self.stride, padding=1)(x)
     y = nn.relu(self.norm()(y))
-    y = self.conv(self.filters, (3, 3), padding=1)(y)
-    y = self.norm()(y)
-    if x.shape != y.shape:
-      x = self.conv(self.filters, (1, 1), self.stride, name="projection")(x)
-      x = self.norm(name="projection_norm")(x)
-    return nn.relu(x + y)
+    y = self.norm()(self.conv(self.filters, (3, 3), padding=1)(y))
+    return nn.relu(self.shortcut(self, x, y) + y)
 
 
 class Bottleneck(nn.Module):
@@ -104,29 +117,11 @@ class Bottleneck(nn.Module):
     y = self.conv(self.filters, (3, 3), self.stride, padding=1)(y)
     y = nn.relu(self.norm()(y))
     y = self.norm()(self.conv(4 * self.filters, (1, 1))(y))
-    if x.shape != y.shape:
-      x = self.conv(4 * self.filters, (1, 1), self.stride, name="projection")(x)
-      x = self.norm(name="projection_norm")(x)
-    return nn.relu(x + y)
+    return nn.relu(projected(self, x, y) + y)
 
 
-class NarrowBlock(nn.Module):
-  """Two 3x3 convolutions; new channels of the shortcut are zeros."""
-
-  filters: int
-  stride: int
-  conv: Callable[..., nn.Module]
-  norm: Callable[..., nn.Module]
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    y = self.conv(self.filters, (3, 3), self.stride, padding=1)(x)
-    y = nn.relu(self.norm()(y))
-    y = self.norm()(self.conv(self.filters, (3, 3), padding=1)(y))
-    x = x[:, :: self.stride, :: self.stride]
-    new = self.filters - x.shape[-1]
-    x = jnp.pad(x, ((0, 0),) * 3 + ((new // 2, new - new // 2),))
-    return nn.relu(x + y)
+# Of ResNets for CIFAR: its shortcuts have no parameters.
+NarrowBlock = functools.partial(BasicBlock, shortcut=padded)
 
 
 class LeNet300(nn.Module):
