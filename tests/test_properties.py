@@ -270,7 +270,9 @@ def test_zeros_stay_for_positive_m_and_leave_for_none(g, hyper, rate):
   stays = {**hyper, "k": hyper["k"] + 1, "m": max(hyper["m"], 0.5)}
   assert (train(stays, rate, 0.1, zeros, g, count=3) == 0).all()
   leaves = train({"k": hyper["k"], "m": 0.0, "eps": 0.0}, rate, 0.1, zeros, g)
-  np.testing.assert_array_equal(leaves == 0, rate * g == 0)
+  # XLA takes steps below the smallest normal number for zero.
+  none = np.abs(np.float32(rate) * g) < np.finfo(np.float32).tiny
+  np.testing.assert_array_equal(leaves == 0, none)
 
 
 @law(y=CLEAR, g=NUMBERS, hyper=hyperparameters())

@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return train(config, run, shlex.join(["python", PROGRAM, *argv]))
   except (ValueError, OSError, FloatingPointError) as error:
     sys.exit(f"train.py: {error}")
+  except KeyboardInterrupt:
+    return 130  # Before the first step there is nothing to save.
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -98,6 +100,11 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
     OSError: if a file is missing.
     FloatingPointError: if the loss is not finite.
   """
+  if config.batch_size % jax.device_count():
+    raise ValueError(
+      f"batch_size must be a multiple of the {jax.device_count()} devices, got"
+      f" {config.batch_size}."
+    )
   source = open_data(config)
   parallel = make_parallel(config.parallelism)
   schedule = make_schedule(config, source.steps_per_epoch)

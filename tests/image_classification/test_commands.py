@@ -31,7 +31,7 @@ def test_a_newcomer_trains_goes_on_prunes_fine_tunes_and_plots(
       argument.replace("results/", f"{tmp_path}/") for argument in arguments
     ]
     if name == "train.py":
-      arguments += ["--epochs", "4", "--warmup-epochs", "1"]
+      arguments += ["--epochs", "2", "--warmup-epochs", "1"]
     assert PROGRAMS[name](arguments) == 0
   assert "Dense_0/kernel" in capsys.readouterr().out
   for name in ("curve.csv", "curve.png", "layers.png", "results.json"):

@@ -246,6 +246,13 @@ def test_a_layer_whose_weights_all_die_is_named_while_training(
   assert "Dense_0/kernel" in (tmp_path / "metrics.jsonl").read_text()
 
 
+@pytest.mark.parametrize("devices", [8], indirect=True)
+@pytest.mark.usefixtures("devices")
+def test_devices_share_a_batch_evenly(tmp_path):
+  with pytest.raises(SystemExit, match="a multiple of the 8 devices, got 100"):
+    train.main(["--batch-size", "100", "--out", str(tmp_path)])
+
+
 def test_a_run_that_diverges_ends_and_says_so(tmp_path):
   arguments = ["--learning-rate", "1e9", "--clip", "0", "--method", "dense"]
   with pytest.raises(SystemExit, match="the loss is nan by step 50"):
