@@ -18,7 +18,7 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import checkpoints as ckpt
@@ -29,7 +29,7 @@ import numpy as np
 import optax
 from config import Config, read
 from parallel import Jit
-from pipeline import open_data
+from pipeline import Folders, Memory, open_data
 from state import make_network, make_setup, test_step
 from tqdm import tqdm
 
@@ -179,7 +179,9 @@ def measure(
     A row for each threshold: run, threshold, compression, nonzero, and the
     accuracy on each split.
   """
-  config, weights, means = ckpt.load(run)
+  config, weights, statistics = ckpt.load(run)
+  if recalibrate and not jax.tree.leaves(statistics):
+    raise ValueError(f"{config.model} has no batch statistics to recalibrate.")
   source = open_data(config)
   parallel = Jit(shard_params=False)
   # However it was trained: what is tested are weights.
@@ -190,12 +192,14 @@ def measure(
     split: parallel.copies(split_arrays)
     for split, split_arrays in source.arrays.items()
   }
+  if recalibrate:
+    recalibrated = recalibration(config, source, recalibrate)
   rows = []
   for threshold in tqdm(thresholds, unit="threshold", desc=run.name):
     pruned, _ = rewa_jax.prune(weights, threshold=threshold)
     report = rewa_jax.sparsity(pruned)
     if recalibrate:
-      means = recalibrated(config, pruned, means, recalibrate)
+      statistics = recalibrated(pruned, statistics)
     row = {
       "run": run.name,
       "threshold": threshold,
@@ -206,33 +210,35 @@ def measure(
       correct = count = 0
       for batch in source.test_batches(split):
         batch.pop("skipped", None)
-        counts = test_on((pruned, means), parallel.batch(batch), arrays[split])
+        evaluated = pruned, statistics
+        counts = test_on(evaluated, parallel.batch(batch), arrays[split])
         correct, count = correct + counts["correct"], count + counts["count"]
       row[split] = round(int(correct) / int(count), 5)
     rows.append(row)
   return rows
 
 
-def recalibrated(
-  config: Config, weights: Any, statistics: Any, batches: int
-) -> Any:
-  """Returns the mean batch statistics of some train batches.
+def recalibration(
+  config: Config, source: Memory | Folders, batches: int
+) -> Callable[[Any, Any], Any]:
+  """Returns a function that takes batch statistics from train batches anew.
 
   Args:
-    config: settings of the run that the weights are of.
-    weights: of its network, pruned.
-    statistics: those to replace.
-    batches: how many.
+    config: settings of the run.
+    source: its data set.
+    batches: how many to average over.
+
+  Returns:
+    A function of weights and their statistics so far, which says only what
+    statistics there are, to the new ones.
   """
-  if not jax.tree.leaves(statistics):
-    raise ValueError(f"{config.model} has no batch statistics to recalibrate.")
-  source = open_data(config)
   parallel = Jit(shard_params=False)
   # Without memory, what is left after a batch are its own statistics.
   network = make_network(config, source.classes).clone(momentum=0.0)
+  arrays = parallel.copies(source.arrays["train"])
 
   @jax.jit
-  def statistics_of(key, weights, batch, arrays):
+  def statistics_of(key, weights, statistics, batch, arrays):
     images, _ = source.to_images(key, batch, arrays)
     variables = {"params": weights, "batch_stats": statistics}
     _, changed = network.apply(
@@ -240,15 +246,19 @@ def recalibrated(
     )
     return changed["batch_stats"]
 
-  arrays = parallel.copies(source.arrays["train"])
-  total = jax.tree.map(jnp.zeros_like, statistics)
-  train_batches = itertools.islice(source.train_batches(0), batches)
-  for number, batch in enumerate(train_batches):
-    batch.pop("skipped", None)
-    key = jax.random.fold_in(jax.random.key(config.seed), number)
-    one = statistics_of(key, weights, parallel.batch(batch), arrays)
-    total = jax.tree.map(jnp.add, total, one)
-  return jax.tree.map(lambda x: x / batches, total)
+  def recalibrated(weights, statistics):
+    total = jax.tree.map(jnp.zeros_like, statistics)
+    train_batches = itertools.islice(source.train_batches(0), batches)
+    for number, batch in enumerate(train_batches):
+      batch.pop("skipped", None)
+      key = jax.random.fold_in(jax.random.key(config.seed), number)
+      one = statistics_of(
+        key, weights, statistics, parallel.batch(batch), arrays
+      )
+      total = jax.tree.map(jnp.add, total, one)
+    return jax.tree.map(lambda x: x / batches, total)
+
+  return recalibrated
 
 
 def draw_layers(args: argparse.Namespace, out: pathlib.Path) -> None:

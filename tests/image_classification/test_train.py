@@ -359,8 +359,9 @@ def test_curves_tables_and_pictures_of_runs(tmp_path, capsys):
 def test_statistics_are_taken_anew_from_train_batches(whole, small_resnet):
   _, (weights, statistics) = whole
   config = dataclasses.replace(RESNET, ema=0.0)
-  means = compress.recalibrated(config, weights, statistics, 2)["stem_norm"]
   source = open_data(config)
+  recalibrated = compress.recalibration(config, source, 2)
+  means = recalibrated(weights, statistics)["stem_norm"]
   outputs = []
   for batch in itertools.islice(source.train_batches(0), 2):
     images, _ = source.to_images(None, batch, source.arrays["train"])
