@@ -18,6 +18,7 @@ from rewa_jax.latents import to_latents, to_weights
 from rewa_jax.masks import kernels
 from rewa_jax.penalty import Penalty, decay_budget, weight_decay_for
 from rewa_jax.power import power, root
+from rewa_jax.rounding import RoundStochasticallyState, round_stochastically
 from rewa_jax.sparsity import Sparsity, prune, sparsity
 from rewa_jax.transform import rewa_adamw, rewa_sgd, scale_by_rewa
 
@@ -38,6 +39,9 @@ __all__ = [
   "reparameterize",
   "ReparameterizeState",
   "adopt_weights",
+  # Latents of 16 bits.
+  "round_stochastically",
+  "RoundStochasticallyState",
   # Flax modules that store latents.
   "linen",
   "nnx",
