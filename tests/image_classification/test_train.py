@@ -50,22 +50,6 @@ def devices(request, monkeypatch):
   return count
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_once(tmp_path_factory):
-  """Keeps compiled programs from run to run."""
-  settings = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-
-
 def results_of(run, config):
   assert train.train(config, run, "a command") == 0
   return json.loads((run / "results.json").read_text())

@@ -1,5 +1,0 @@
-import pathlib
-import sys
-
-EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "hyperparameter_grid"
-sys.path.insert(0, str(EXAMPLE))
