@@ -107,13 +107,21 @@ def _scale(g, y, k, m, eps, gradient):
   slope = magnitude(y, k - 1)
   g = jnp.asarray(g).astype(slope.dtype)
   eps = jnp.asarray(eps).astype(slope.dtype)
-  g = g * magnitude(y, m)
-  floor = jnp.minimum(slope + eps, jnp.finfo(slope.dtype).max)
   # Where a division does not count, its denominator is 1.
   if gradient == "weight":
-    g = g * jnp.where(eps > 0, slope / jnp.where(eps > 0, floor, 1), 1)
+    # slope / (slope + eps) without overflow. The division comes last, so that
+    # XLA keeps scaled gradients where it had gradients, and nothing beside.
+    part = jnp.minimum(slope, 1)
+    whole = part + eps / jnp.maximum(slope, 1)
+    g = g * magnitude(y, m)
+    g = jnp.where(eps > 0, g * part / jnp.where(eps > 0, whole, 1), g)
   else:
-    g = jnp.where(floor > 0, g / k / jnp.where(floor > 0, floor, 1), 0)
+    # Large powers come after the division: before it they may overflow.
+    scale = magnitude(y, m)
+    floor = jnp.minimum(slope + eps, jnp.finfo(slope.dtype).max)
+    g = g * jnp.minimum(scale, 1) / k
+    g = jnp.where(floor > 0, g / jnp.where(floor > 0, floor, 1), 0)
+    g = g * jnp.maximum(scale, 1)
   return g.astype(y.dtype)
 
 

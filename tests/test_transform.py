@@ -90,6 +90,24 @@ def test_zeros_stay_for_m_above_zero_and_may_leave_for_m_zero():
   assert leaves.update(g, leaves.init(y), y)[0].all()
 
 
+def test_no_convention_overflows_where_the_update_does_not():
+  """|y|^m times k |y|^(k-1) g is beyond float32, |y|^m g is not."""
+  k, m, y, g = 8, 6, jnp.array([-9e4]), jnp.array([0.3])
+  latent = rewa_jax.scale_by_rewa(k, m, 1e-3, gradient="latent")
+  weight = rewa_jax.scale_by_rewa(k, m, 1e-3)
+  chain_rule = k * jnp.abs(y) ** (k - 1) * g
+  state = optax.EmptyState()
+  for updates, _ in (
+    latent.update(chain_rule, state, y),
+    weight.update(g, state, y),
+  ):
+    np.testing.assert_allclose(updates, [0.3 * 9e4**6], rtol=1e-5)
+  steep = rewa_jax.scale_by_rewa(9, eps=1.0)
+  y, g = jnp.array([1e6, 1e-4]), jnp.full(2, 3e38)
+  updates, _ = steep.update(g, state, y)
+  np.testing.assert_allclose(updates, [3e38, 3e6], rtol=1e-5)
+
+
 def test_plain_leaves_get_the_base_optimizer_without_decay():
   sgd = rewa_jax.rewa_sgd(0.1, 3, 1, 1e-3, weight_decay=0.5, momentum=0.9)
   adamw = rewa_jax.rewa_adamw(0.1, 3, 1, 1e-3, weight_decay=0.5)
