@@ -92,18 +92,22 @@ def reparameterize(
   inner = optax.with_extra_args_support(inner)
   scale = scale_by_rewa(k, m, eps, mask=mask)
 
-  def init_fn(params):
+  def init_with(to_latent, params):
     latents = jax.tree.map(
-      lambda selected, x: _latent(x, k) if selected else optax.MaskedNode(),
+      lambda selected, x: to_latent(x) if selected else optax.MaskedNode(),
       select(mask, params),
       params,
     )
     return ReparameterizeState(latents, inner.init(_fill(latents, params)))
 
+  def init_fn(params):
+    return init_with(lambda x: _latent(x, k), params)
+
   def update_fn(updates, state, params=None, **extra_args):
     if params is None:
       raise ValueError(NO_PARAMS_MSG)
-    expected = jax.eval_shape(init_fn, params)
+    # Shapes alone: roots need not be traced in every step.
+    expected = jax.eval_shape(lambda x: init_with(jnp.asarray, x), params)
     check_shapes("the optimizer state", state, "that of params", expected)
     latents = _fill(state.latents, params)
     updates, _ = scale.update(updates, optax.EmptyState(), latents)

@@ -104,8 +104,12 @@ def scale_by_rewa(
 def _scale(g, y, k, m, eps, gradient):
   """Returns s(y) times the gradient of the weights, in y's dtype."""
   y = jnp.asarray(y)
+  scale = magnitude(y, m)
+  g = jnp.asarray(g).astype(scale.dtype)
+  # Nothing but |y|^m is left, and nothing else is worth compiling.
+  if gradient == "weight" and isinstance(eps, (int, float)) and eps == 0:
+    return (g * scale).astype(y.dtype)
   slope = magnitude(y, k - 1)
-  g = jnp.asarray(g).astype(slope.dtype)
   eps = jnp.asarray(eps).astype(slope.dtype)
   # Where a division does not count, its denominator is 1.
   if gradient == "weight":
@@ -113,11 +117,10 @@ def _scale(g, y, k, m, eps, gradient):
     # XLA keeps scaled gradients where it had gradients, and nothing beside.
     part = jnp.minimum(slope, 1)
     whole = part + eps / jnp.maximum(slope, 1)
-    g = g * magnitude(y, m)
+    g = g * scale
     g = jnp.where(eps > 0, g * part / jnp.where(eps > 0, whole, 1), g)
   else:
     # Large powers come after the division: before it they may overflow.
-    scale = magnitude(y, m)
     floor = jnp.minimum(slope + eps, jnp.finfo(slope.dtype).max)
     g = g * jnp.minimum(scale, 1) / k
     g = jnp.where(floor > 0, g / jnp.where(floor > 0, floor, 1), 0)
