@@ -92,11 +92,19 @@ def gradients(random, tree):
   )
 
 
+def finite(gradient):
+  """Caps what the chain rule makes of a step that went far."""
+  if not jnp.issubdtype(gradient.dtype, jnp.floating):
+    return gradient
+  largest = jnp.finfo(gradient.dtype).max
+  return jnp.clip(gradient, -largest, largest)
+
+
 def optimize(random, solver, params, slope=lambda leaf: 1):
   state = solver.init(params)
   for _ in range(2):
     grads = jax.tree.map(
-      lambda g, leaf: (g * slope(leaf)).astype(g.dtype),
+      lambda g, leaf: finite((g * slope(leaf)).astype(g.dtype)),
       gradients(random, params),
       params,
     )

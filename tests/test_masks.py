@@ -184,3 +184,26 @@ def test_a_selected_leaf_that_is_not_floating_point_is_refused_by_path():
   ):
     with pytest.raises(TypeError, match="layer/kernel is of type int32"):
       use()
+
+
+def test_a_selected_leaf_that_is_no_array_is_refused_by_path():
+  with pytest.raises(TypeError, match="layer/kernel is of type str"):
+    rewa_jax.to_latents({"layer": {"kernel": "tanh"}}, 3)
+
+
+def test_a_weight_inside_a_node_without_attributes_is_told_by_the_nodes_key():
+  @jax.tree_util.register_pytree_with_keys_class
+  class Layers:
+    def __init__(self, *layers):
+      self.layers = layers
+
+    def tree_flatten_with_keys(self):
+      keys = map(jax.tree_util.FlattenedIndexKey, range(len(self.layers)))
+      return tuple(zip(keys, self.layers)), None
+
+    @classmethod
+    def tree_unflatten(cls, _, layers):
+      return cls(*layers)
+
+  layer = eqx.nn.Linear(2, 3, key=KEY)
+  assert selected(Layers(layer)) == {"0/weight"}

@@ -9,25 +9,42 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import rewa_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SETUP, *WAYS_IN, AFTERWARDS, SWAPPED = re.findall(
+SETUP, *WAYS_IN, AFTERWARDS, SWAPPED, SIXTEEN_BITS, FINITE = re.findall(
   r"```python\n(.*?)```", README, re.S
 )
 COMMANDS = re.findall(r"```sh\n(.*?)```", README, re.S)
 
 
-def test_there_are_four_ways_in():
+def test_there_are_four_ways_in_of_ten_lines():
   assert len(WAYS_IN) == 4
+  for snippet in [*WAYS_IN, SWAPPED]:
+    assert sum(map(bool, snippet.splitlines())) <= 10
 
 
-@pytest.mark.parametrize("snippet", [*WAYS_IN, SWAPPED])
-def test_each_way_in_has_ten_lines_and_gives_a_sparse_network(snippet, capsys):
-  assert sum(map(bool, snippet.splitlines())) <= 10
+def test_a_step_that_is_not_finite_is_skipped():
+  names = {"rewa_jax": rewa_jax, "optax": optax}
+  exec(FINITE, names)
+  solver, latents = names["solver"], {"kernel": jnp.ones(2)}
+  broken = {"kernel": jnp.array([jnp.nan, 1])}
+  state = solver.init(latents)
+  for _ in range(5):
+    updates, state = solver.update(broken, state, latents)
+    assert not updates["kernel"].any()
+  updates, _ = solver.update(broken, state, latents)
+  assert jnp.isnan(updates["kernel"]).any()
+
+
+@pytest.mark.parametrize(
+  "snippet", [*WAYS_IN, SWAPPED, WAYS_IN[-1] + SIXTEEN_BITS]
+)
+def test_each_snippet_gives_a_sparse_network(snippet, capsys):
   names = {}
   exec(SETUP, names)
   exec(snippet, names)
@@ -57,9 +74,11 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 def test_links_lead_somewhere():
+  headings = re.findall(r"^#+ (.*)$", README, re.M)
+  anchors = {f"#{title.lower().replace(' ', '-')}" for title in headings}
   for target in re.findall(r"\]\(([^)]+)\)", README):
     if not target.startswith("http"):
-      assert (ROOT / target).exists(), target
+      assert target in anchors or (ROOT / target).exists(), target
 
 
 def test_every_public_name_in_the_readme_exists():

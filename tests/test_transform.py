@@ -433,6 +433,7 @@ def test_gradients_that_are_none_stay_none():
     (dict(m=float("nan")), ValueError, "m must be .*, got nan"),
     (dict(eps=-1e-6), ValueError, "eps must be .* >= 0, got -1e-06"),
     (dict(eps="small"), TypeError, "eps must be .*, got 'small' of type str"),
+    (dict(eps=jnp.array(True)), TypeError, "eps must be .* of dtype bool"),
     (dict(k=jnp.array(3.0), m=jnp.array(4.0)), ValueError, "at most k - 1"),
   ],
 )

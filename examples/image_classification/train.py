@@ -143,7 +143,8 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
   steps = config.epochs * source.steps_per_epoch
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(ckpt.open_checkpoints(run, config.keep))
-    state = parallel.place(ckpt.restore(checkpoints, parallel.one(state)))
+    restored = ckpt.restore(checkpoints, parallel.one(state), config)
+    state = parallel.place(restored)
     begin = step = int(parallel.one(state).step)
     metrics = Metrics(run, begin, steps, config.batch_size, schedule)
     stack.callback(metrics.close)
@@ -184,7 +185,7 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
       if (not rest and epoch % config.checkpoint_epochs == 0) or (
         number or step == steps
       ):
-        ckpt.save(checkpoints, parallel.one(state))
+        ckpt.save(checkpoints, parallel.one(state), config)
       if number:
         metrics.warn(step, "stopped; the same command continues.")
         return 128 + number

@@ -232,7 +232,7 @@ def test_the_penalty_on_weights_is_that_of_the_best_factors(
   implicit, balanced, other, product = penalties(method)(x, shifts)
   np.testing.assert_allclose(product, x, rtol=1e-9, atol=1e-12)
   np.testing.assert_allclose(balanced, implicit, rtol=1e-9, atol=1e-60)
-  assert other >= implicit * (1 - 1e-9)
+  assert other >= implicit * (1 - 1e-9) - 1e-60
 
 
 # The penalty as a transformation.

@@ -1,0 +1,237 @@
+"""Measures what ReWA adds to a training step: time, memory and compilation.
+
+The steps of a dense network by plain optax.sgd and of ReWA in its ways in are
+compiled, in turns, and then timed, in turns: the least of the compilations and
+the median of the steps count. Ratios are to dense. Prints a table and writes a
+JSON.
+
+  python examples/benchmarks/training_step.py --model resnet20
+"""
+
+import argparse
+import contextlib
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from timing import save, table, take_turns
+from tqdm import tqdm
+from transformer import GPT2
+
+import rewa_jax
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "image_classification"))
+from models import MODELS
+
+K, M, RATE, DECAY, MOMENTUM = 9, 2, 0.01, 1e-3, 0.9
+COLUMNS = ("way", "ms", "times dense", "MB", "times dense", "s to compile")
+
+
+class Way(NamedTuple):
+  """A way in.
+
+  Attributes:
+    wrap: what becomes of the model.
+    to_weights: what becomes of params inside the loss.
+    to_latents: what becomes of the first params outside the model.
+    solver: the optimizer.
+  """
+
+  wrap: Callable[[Any], Any]
+  to_weights: Callable[[Any], Any]
+  to_latents: Callable[[Any], Any]
+  solver: optax.GradientTransformation
+
+
+def ways() -> dict[str, Way]:
+  """Returns the dense network's training and ReWA's, by name."""
+
+  def same(x):
+    return x
+
+  solver = rewa_jax.rewa_sgd(RATE, K, M, weight_decay=DECAY, momentum=MOMENTUM)
+  inner = optax.chain(
+    optax.trace(MOMENTUM),
+    optax.add_decayed_weights(DECAY, rewa_jax.kernels),
+    optax.scale_by_learning_rate(RATE),
+  )
+  return {
+    "dense": Way(same, same, same, optax.sgd(RATE, MOMENTUM)),
+    "linen": Way(
+      lambda model: rewa_jax.linen.Reparameterized(model, K), same, same, solver
+    ),
+    "trees": Way(
+      same,
+      lambda y: rewa_jax.to_weights(y, K, gradient="weight"),
+      lambda x: rewa_jax.to_latents(x, K),
+      solver,
+    ),
+    "drop-in": Way(same, same, same, rewa_jax.reparameterize(inner, K, M)),
+  }
+
+
+def problem(args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any]:
+  """Returns the model, arguments of its call, and a batch."""
+  keys = jax.random.split(jax.random.key(0))
+  dtype = jnp.dtype(args.dtype)
+  if args.model == "transformer":
+    model = GPT2(dtype=dtype)
+    shape = (args.batch_size, model.length + 1)
+    tokens = jax.random.randint(keys[0], shape, 0, model.vocabulary)
+    return model, {}, (tokens[:, :-1], tokens[:, 1:])
+  settings = {} if args.model.startswith("lenet") else {"stem": args.stem}
+  model = MODELS[args.model](classes=args.classes, dtype=dtype, **settings)
+  shape = (args.batch_size, args.resolution, args.resolution, 3)
+  labels = jax.random.randint(keys[1], shape[:1], 0, args.classes)
+  return model, {"train": True}, (jax.random.normal(keys[0], shape), labels)
+
+
+def training_step(
+  way: Way, model: Any, arguments: dict[str, Any], batch: Any
+) -> tuple[Callable[[Any, Any], Any], Any]:
+  """Returns the step on (params, statistics, state), batch; and its start."""
+  model = way.wrap(model)
+
+  def step(carry, batch):
+    params, statistics, state = carry
+    inputs, labels = batch
+
+    def loss(params):
+      logits, updated = model.apply(
+        {"params": way.to_weights(params), **statistics},
+        inputs,
+        **arguments,
+        mutable=list(statistics),
+      )
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return losses.mean(), updated
+
+    grads, statistics = jax.grad(loss, has_aux=True)(params)
+    updates, state = way.solver.update(grads, state, params)
+    return optax.apply_updates(params, updates), statistics, state
+
+  @jax.jit
+  def start(key):
+    variables = dict(model.init(key, batch[0][:1], **arguments))
+    params = way.to_latents(variables.pop("params"))
+    return params, variables, way.solver.init(params)
+
+  return step, start(jax.random.key(0))
+
+
+@contextlib.contextmanager
+def nothing_cached() -> Iterator[None]:
+  """Makes every compilation a compilation."""
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)
+  yield
+  jax.config.update("jax_enable_compilation_cache", before)
+
+
+@nothing_cached()
+def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+  """Returns milliseconds, bytes and seconds of compilation of each way."""
+  model, arguments, batch = problem(args)
+  traced, carries, compiled = {}, {}, {}
+  compiling: dict[str, list[float]] = {}
+  for name, way in ways().items():
+    traced[name], carries[name] = training_step(way, model, arguments, batch)
+    compiling[name] = []
+  # The first compilation of a process takes longer, and does not count.
+  for turn in tqdm(range(-1, args.compilations), "compiling"):
+    for number in range(len(traced)):
+      name = list(traced)[(number + turn) % len(traced)]
+      jax.clear_caches()
+      begin = time.perf_counter()
+      jitted = jax.jit(traced[name], donate_argnums=0)
+      compiled[name] = jitted.lower(carries[name], batch).compile()
+      if turn >= 0:
+        compiling[name].append(time.perf_counter() - begin)
+  steps = {
+    name: lambda carry, program=program: program(carry, batch)
+    for name, program in compiled.items()
+  }
+  with tqdm(total=args.turns + 2, desc="steps", unit="turn") as progress:
+    seconds = take_turns(steps, carries, args.turns, progress=progress.update)
+  rows = {}
+  for name, program in compiled.items():
+    memory = program.memory_analysis()
+    rows[name] = {
+      "milliseconds": round(1e3 * seconds[name], 3),
+      "time_ratio": round(seconds[name] / seconds["dense"], 4),
+      # What the step reads and writes is the same memory where it is donated.
+      "bytes": memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      + memory.temp_size_in_bytes
+      - memory.alias_size_in_bytes,
+    }
+  for name, row in rows.items():
+    row["memory_ratio"] = round(row["bytes"] / rows["dense"]["bytes"], 4)
+    # Least: whatever else the machine does only adds.
+    seconds = {each: min(compiling[each]) for each in (name, "dense")}
+    row["compile_seconds"] = round(seconds[name], 3)
+    row["compile_ratio"] = round(seconds[name] / seconds["dense"], 4)
+  return rows
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add("--model", choices=(*MODELS, "transformer"), default="resnet20")
+  add("--resolution", type=int, default=32, help="of images, pixels")
+  add("--classes", type=int, default=10, help="of images")
+  add("--stem", choices=("cifar", "imagenet"), default="cifar")
+  add("--dtype", choices=("float32", "bfloat16"), default="float32")
+  add("--batch-size", type=int, default=128)
+  add("--turns", type=int, default=20, help="timed steps, of each way")
+  add("--compilations", type=int, default=5, help="timed, of each way")
+  add(
+    "--out",
+    type=pathlib.Path,
+    default="results/benchmarks",
+    help="folder of training_step_MODEL.json (default: %(default)s)",
+  )
+  return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the program, and returns its exit status."""
+  argv = sys.argv[1:] if argv is None else argv
+  args = parse(argv)
+  try:
+    rows = measure(args)
+  except KeyboardInterrupt:
+    return 130
+  print(
+    table(
+      (*COLUMNS, "times dense"),
+      [
+        (
+          name,
+          row["milliseconds"],
+          row["time_ratio"],
+          row["bytes"] / 1e6,
+          row["memory_ratio"],
+          row["compile_seconds"],
+          row["compile_ratio"],
+        )
+        for name, row in rows.items()
+      ],
+    )
+  )
+  settings = {k: v for k, v in vars(args).items() if k != "out"}
+  results = {"settings": settings, "ways": rows}
+  path = args.out / f"training_step_{args.model}.json"
+  save(path, "training_step.py", argv, results)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
