@@ -63,7 +63,7 @@ def test_the_commands_are_one_line_each():
   assert [len(command.splitlines()) for command in COMMANDS] == [1, 1]
   quickstart, tests = COMMANDS
   assert "examples/quickstart.py --out" in quickstart
-  assert tests.rstrip().endswith("-m pytest -q -n auto")
+  assert " -m pytest -q -n auto --cov=rewa_jax --cov-fail-under=95" in tests
 
 
 def test_ci_runs_the_test_command_of_the_readme():

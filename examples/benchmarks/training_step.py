@@ -153,14 +153,14 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
       if turn >= 0:
         compiling[name].append(time.perf_counter() - begin)
   steps = {
-    name: lambda carry, program=program: program(carry, batch)
-    for name, program in compiled.items()
+    name: lambda carry, program=compiled[name]: program(carry, batch)
+    for name in traced
   }
   with tqdm(total=args.turns + 2, desc="steps", unit="turn") as progress:
     seconds = take_turns(steps, carries, args.turns, progress=progress.update)
   rows = {}
-  for name, program in compiled.items():
-    memory = program.memory_analysis()
+  for name in traced:
+    memory = compiled[name].memory_analysis()
     rows[name] = {
       "milliseconds": round(1e3 * seconds[name], 3),
       "time_ratio": round(seconds[name] / seconds["dense"], 4),

@@ -378,6 +378,7 @@ def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
   for name, row in rows.items():
     accuracy = [100 * value for value in row["test_accuracy"]]
     points = np.mean(accuracy) - 100 * np.mean(first["test_accuracy"])
+    points = round(points, 2) + 0.0  # No -0.00.
     ratio = np.mean(row["compression"]) / np.mean(first["compression"])
     skipped = "-"
     if row["loss_scaling"]:

@@ -4,6 +4,7 @@ States are small, but for a kernel that Orbax stores in a file of its own.
 """
 
 import dataclasses
+import gc
 import shutil
 
 import checkpoints
@@ -20,6 +21,12 @@ CONFIG = Config()
 pytestmark = pytest.mark.filterwarnings(
   "ignore::pytest.PytestUnraisableExceptionWarning"
 )
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_to_other_tests():
+  yield
+  gc.collect()
 
 
 def make_state(step=5, seed=0, shape=(32, 16), dtype="float32"):
