@@ -1,5 +1,6 @@
 """Reads image data sets in the IDX format: MNIST and its family."""
 
+import math
 import pathlib
 
 import numpy as np
@@ -49,11 +50,11 @@ def _read(path):
   axes = content[3] if len(content) > 3 else 0
   if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * axes:
     raise ValueError(f"{path} is no IDX file of bytes.")
-  shape = np.frombuffer(content, ">i4", axes, 4)
+  shape = np.frombuffer(content, ">u4", axes, 4).tolist()
   values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
-  if values.size != shape.prod():
+  if values.size != math.prod(shape):
     raise ValueError(
-      f"{path} should have {shape.prod()} bytes after its head, it has"
+      f"{path} should have {math.prod(shape)} bytes after its head, it has"
       f" {values.size}."
     )
   return values.reshape(shape)

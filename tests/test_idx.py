@@ -66,14 +66,14 @@ def test_labels_of_one_class_are_an_error(folder):
 
 
 @pytest.mark.parametrize(
-  "shape", [(2**31 - 1, 28, 28), (2**16,) * 4, (-1, -28, 28), (1,) * 255]
+  "shape", [(2**31 - 1, 28, 28), (2**16,) * 4, (-1, -28, 28)]
 )
 def test_a_head_that_promises_more_than_the_file_costs_no_memory(folder, shape):
   head = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
   (folder / NAMES[0]).write_bytes(head + bytes(784))
   tracemalloc.start()
   try:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=f"{NAMES[0]} should have"):
       idx.load(folder)
     assert tracemalloc.get_traced_memory()[1] < 100_000
   finally:

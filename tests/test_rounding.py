@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rewa_jax
 from rewa_jax import round_stochastically
@@ -262,7 +262,7 @@ def test_leaves_and_steps_draw_different_numbers():
 
 
 def test_sharded_params_get_what_whole_ones_get():
-  mesh = jax.make_mesh((8,), ("data",))
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   split = NamedSharding(mesh, PartitionSpec("data"))
   p, u = LATENTS["kernel"], GRADS["kernel"]
   new, _ = rounded(jax.device_put(p, split), jax.device_put(u, split))

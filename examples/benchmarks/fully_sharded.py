@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   devices = jax.devices("cpu")
   mesh = jax.make_mesh(
-    (len(devices),), ("devices",), (AxisType.Auto,), devices=devices
+    (len(devices),), ("devices",), axis_types=(AxisType.Auto,), devices=devices
   )
   model = functools.partial(
     MODELS[args.model],

@@ -37,7 +37,10 @@ COLUMNS = ("parameters", "devices", "way", "ms", "times sgd", "bytes each")
 def measure(size: int, devices: int, turns: int) -> list[dict[str, Any]]:
   """Returns a row for each way, with one kernel over some devices."""
   mesh = jax.make_mesh(
-    (devices,), ("devices",), (AxisType.Auto,), devices=jax.devices()[:devices]
+    (devices,),
+    ("devices",),
+    axis_types=(AxisType.Auto,),
+    devices=jax.devices()[:devices],
   )
   sharding = NamedSharding(mesh, P("devices"))
   rows = methods()

@@ -27,6 +27,8 @@ from absl import flags
 from PIL import Image
 
 ENDINGS = (".jpg", ".jpeg", ".png")
+# Pillow goes by the content, and would start Ghostscript for PostScript.
+FORMATS = ("JPEG", "PNG")
 # So many broken images in a row are no accident.
 MOST_BROKEN = 10
 
@@ -363,7 +365,7 @@ def center_box(
 def _read(path, resolution, choose):
   """Returns the part of an image that choose(width, height) gives, resized."""
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
       width, height = image.size
       left, top, right, bottom = box = choose(width, height)
       # As Pillow's thumbnail does: a JPEG is decoded smaller where that leaves

@@ -144,7 +144,7 @@ def test_a_transformer_does_not_look_ahead():
 
 @pytest.mark.parametrize("number", range(4))
 def test_a_device_holds_its_share_of_latents_and_state(number):
-  mesh = jax.make_mesh((8,), ("devices",), (AxisType.Auto,))
+  mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
   name, way = list(fully_sharded.ways(small_transformer).items())[number]
   memory = fully_sharded.compiled(*way, mesh, 8).memory_analysis()
   # Params, two moments and the drop-in's latents, in float32; 16 of width.
