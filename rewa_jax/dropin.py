@@ -78,9 +78,12 @@ def reparameterize(
     >>> solver = rewa_jax.reparameterize(sgd, k=3, m=2)
     >>> params = {"w": jnp.array([0.5, 0.5])}
     >>> state = solver.init(params)
-    >>> for _ in range(500):
+    >>> @jax.jit
+    ... def step(params, state):
     ...   updates, state = solver.update(jax.grad(loss)(params), state, params)
-    ...   params = optax.apply_updates(params, updates)
+    ...   return optax.apply_updates(params, updates), state
+    >>> for _ in range(500):
+    ...   params, state = step(params, state)
     >>> print("{:.2f} {:.2f}".format(*params["w"]))
     0.99 0.00
 

@@ -183,10 +183,13 @@ def rewa_sgd(
     >>> solver = rewa_jax.rewa_sgd(0.1, k=3, m=2, weight_decay=0.1)
     >>> latents = {"w": jnp.array([0.5, 0.5])}
     >>> state = solver.init(latents)
-    >>> for _ in range(1000):
+    >>> @jax.jit
+    ... def step(latents, state):
     ...   grads = jax.grad(loss)(latents)
     ...   updates, state = solver.update(grads, state, latents)
-    ...   latents = optax.apply_updates(latents, updates)
+    ...   return optax.apply_updates(latents, updates), state
+    >>> for _ in range(1000):
+    ...   latents, state = step(latents, state)
     >>> print("{:.2f} {:.2f}".format(*rewa_jax.to_weights(latents, 3)["w"]))
     0.90 0.00
 

@@ -241,10 +241,13 @@ def sgd(
     >>> latents = method.to_latents({"w": jnp.array([0.5, 0.5])})
     >>> solver = baselines.sgd(0.1, method, strength=0.1)
     >>> state = solver.init(latents)
-    >>> for _ in range(1000):
+    >>> @jax.jit
+    ... def step(latents, state):
     ...   grads = jax.grad(loss)(latents)
     ...   updates, state = solver.update(grads, state, latents)
-    ...   latents = optax.apply_updates(latents, updates)
+    ...   return optax.apply_updates(latents, updates), state
+    >>> for _ in range(1000):
+    ...   latents, state = step(latents, state)
     >>> print("{:.3f} {:.3f}".format(*abs(method.to_weights(latents)["w"])))
     0.900 0.000
   """
