@@ -156,7 +156,7 @@ def test_a_stopped_run_continues_however_it_is_spread(
   assert results_of(run, config)["resumed_at"] == 3
   other, weights = whole
   # Bit for bit, but for the order of sums when it is spread another way.
-  tolerance = {} if parallelism == "jit" else {"atol": 3e-4}
+  tolerance = {} if parallelism == "jit" else {"atol": 1e-3}
   assert_trees_equal(checkpoints.load(run)[1:], weights, **tolerance)
   logs = [
     [line["loss"] for line in lines_of(path) if line["kind"] == "test"]
