@@ -52,7 +52,7 @@ def committed(folder: pathlib.Path) -> dict[str, Any]:
 
 def measured() -> dict[str, Any]:
   names = [n for n in optimizer_step.methods() if n.startswith(METHODS)]
-  quick = training_step.parse(["--turns", "5", "--compilations", "2"])
+  quick = training_step.parse(["--turns", "5", "--compilations", "5"])
   return {
     "optimizer": optimizer_step.measure("resnet18", names, 5)["methods"],
     "training": training_step.measure(quick),
