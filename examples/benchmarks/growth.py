@@ -54,8 +54,8 @@ def measure(size: int, devices: int, turns: int) -> list[dict[str, Any]]:
     program, start = compiled(rows[way], params)
     memory = program.memory_analysis()
     steps = {
-      "sgd": functools.partial(_call, base, params),
-      way: functools.partial(_call, program, params),
+      "sgd": functools.partial(base, params),
+      way: functools.partial(program, params),
     }
     # One way beside sgd at a time, since 1e9 parameters fill the memory.
     carries = {"sgd": start_base(params), way: start(params)}
@@ -74,10 +74,6 @@ def measure(size: int, devices: int, turns: int) -> list[dict[str, Any]]:
       }
     )
   return results
-
-
-def _call(program, params, carry):
-  return program(carry, params)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

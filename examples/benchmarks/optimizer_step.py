@@ -98,12 +98,12 @@ def methods() -> dict[str, Method]:
 
 
 def compiled(method: Method, params: Any) -> tuple[Any, Any]:
-  """Returns the step on a carry and gradients, and what makes the first carry.
+  """Returns the step on gradients and a carry, and what makes the first carry.
 
   A carry is (latents, state, weights).
   """
 
-  def step(carry, grads):
+  def step(grads, carry):
     latents, state, _ = carry
     if method.to_weights:
       (grads,) = jax.vjp(method.to_weights, latents)[1](grads)
@@ -120,9 +120,9 @@ def compiled(method: Method, params: Any) -> tuple[Any, Any]:
     return latents, method.solver.init(latents), weights_of(latents)
 
   # Old weights are not read; new ones go where they were.
-  jitted = jax.jit(step, donate_argnums=0, keep_unused=True)
+  jitted = jax.jit(step, donate_argnums=1, keep_unused=True)
   start = jax.jit(start)
-  return jitted.lower(start(params), params).compile(), start
+  return jitted.lower(params, start(params)).compile(), start
 
 
 def least_bytes(carry: Any, params: Any) -> int:
@@ -180,13 +180,13 @@ def measure(tree: str, names: Sequence[str], turns: int) -> dict[str, Any]:
   for name in chosen:
     base = rows[name].base if name in rows else torch_rows[name][0]
     program, start = bases[base]
-    steps = {"copy": copied, "base": functools.partial(_call, program, params)}
+    steps = {"copy": copied, "base": functools.partial(program, params)}
     starts = {"copy": start_copy, "base": functools.partial(start, params)}
     if name in torch_rows:
       steps[name], starts[name] = torch_rows[name][1](), lambda: None
     else:
       program, start = bases.get(name) or compiled(rows[name], params)
-      steps[name] = functools.partial(_call, program, params)
+      steps[name] = functools.partial(program, params)
       starts[name] = functools.partial(start, params)
     rounds = []
     for _ in range(ROUNDS):
@@ -228,10 +228,6 @@ def _has_torch():
   # Its rows are of the CPU.
   on_cpu = jax.default_backend() == "cpu"
   return on_cpu and importlib.util.find_spec("torch") is not None
-
-
-def _call(program, params, carry):
-  return program(carry, params)
 
 
 def _draw(leaves):

@@ -33,7 +33,7 @@ def steps_of(name, count=3):
   program, start = optimizer_step.compiled(method, PARAMS)
   carry = start(PARAMS)
   for _ in range(count):
-    carry = program(carry, GRADS)
+    carry = program(GRADS, carry)
   latents, _, weights = carry
   return weights or latents
 
