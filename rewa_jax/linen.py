@@ -1,4 +1,4 @@
-"""ReWA for Flax linen: the power inside `apply`, latents in the variables."""
+"""Any method for Flax linen: latents in the variables, weights in `apply`."""
 
 import inspect
 import types
@@ -7,29 +7,57 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.core import FrozenDict, freeze, unfreeze
 
-from rewa_jax.checks import Gradient
-from rewa_jax.latents import to_latents, to_weights
-from rewa_jax.masks import Mask, kernels
+from rewa_jax._method import Method
 
 
-class LatentModule(nn.Module):
+class Reparameterized(nn.Module):
   """A linen module that stores latents and computes with weights.
 
-  Subclasses say in ``_latents_of`` and ``_weights_of`` what the latents of a
-  tree of params are, and have a field ``mask``.
+  The variables have the tree and names of the wrapped module's own, with
+  latents in the place of the weights that the method selects. ``init`` stores
+  the latents of its ordinary initialization, from the same random numbers, and
+  ``apply`` computes the weights inside. Methods of the module are methods of
+  this one: ``apply(..., method="encode")`` works. What is reached through
+  ``.module`` computes with bare latents; call methods instead. Inside a
+  ``compact`` method the variables are named after the wrapped module, as they
+  would be without the wrapper.
+
+  Nothing in the variables of a method that stores one array for one tells them
+  from weights: deploy what :meth:`to_weights` returns, never the variables.
 
   Attributes:
     module: the module to wrap.
+    method: what the latents are, :class:`rewa_jax.Rewa` or another. Its numbers
+      are static under ``jax.jit``, unless the module is made inside.
+
+  Raises:
+    ValueError: on ``init`` and ``apply``, if the method's mask does not fit the
+      params or selects nothing by name, or the variables hold weights or the
+      latents of a method that stores another number of arrays.
+    TypeError: if a selected leaf is not floating point.
+
+  Examples:
+    >>> import flax.linen as nn
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import rewa_jax
+    >>> bare = nn.Dense(3)
+    >>> model = rewa_jax.linen.Reparameterized(bare, rewa_jax.Rewa(k=3))
+    >>> x = jnp.ones((1, 2))
+    >>> latents = model.init(jax.random.key(0), x)
+    >>> jax.tree.map(jnp.shape, latents)
+    {'params': {'bias': (3,), 'kernel': (2, 3)}}
+    >>> weights = model.to_weights(latents)
+    >>> bool(jnp.allclose(model.apply(latents, x), bare.apply(weights, x)))
+    True
+
+  References:
+    Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 1
   """
 
   module: nn.Module
-
-  def __post_init__(self):
-    if isinstance(self.mask, dict):
-      self.mask = freeze(self.mask)  # linen modules are hashable.
-    super().__post_init__()
+  method: Method
 
   def setup(self):
     nn.share_scope(self, self.module)
@@ -40,20 +68,12 @@ class LatentModule(nn.Module):
   @nn.nowrap
   def to_weights(self, variables: Any) -> Any:
     """Returns variables for the wrapped module, weights in place of latents."""
-    return self._map_params(self._weights_of, variables)
+    return _map_params(self.method.to_weights, variables)
 
   @nn.nowrap
   def to_latents(self, variables: Any) -> Any:
     """Returns variables for this module from the wrapped module's own."""
-    return self._map_params(self._latents_of, variables)
-
-  @nn.nowrap
-  def _weights_of(self, latents: Any, mask: Mask | None) -> Any:
-    raise NotImplementedError
-
-  @nn.nowrap
-  def _latents_of(self, weights: Any, mask: Mask | None) -> Any:
-    raise NotImplementedError
+    return _map_params(self.method.to_latents, variables)
 
   @nn.nowrap
   def apply(self, variables, *args, method=None, **kwargs):
@@ -91,16 +111,6 @@ class LatentModule(nn.Module):
     return mapped(self.module, *args, **kwargs)
 
   @nn.nowrap
-  def _map_params(self, fn: Callable[..., Any], variables: Any) -> Any:
-    params = variables.get("params", {})
-    if not jax.tree.leaves(params):
-      return variables
-    mask = self.mask
-    if isinstance(mask, FrozenDict):
-      mask = unfreeze(mask)
-    return {**variables, "params": fn(params, mask)}
-
-  @nn.nowrap
   def _own_method(self, method):
     """Returns the name of a function or method of the wrapped module."""
     name = getattr(method, "__name__", None)
@@ -109,60 +119,8 @@ class LatentModule(nn.Module):
     return name if is_wrapped else method
 
 
-class Reparameterized(LatentModule):
-  r"""A linen module that stores latents and computes with weights.
-
-  The variables have the tree, names and shapes of the wrapped module's own.
-  ``init`` stores :math:`y = \operatorname{sign}(x)|x|^{1/k}` of its ordinary
-  initialization x, from the same random numbers, and ``apply`` computes
-  :math:`x = \operatorname{sign}(y)|y|^k` inside. Methods of the module are
-  methods of this one: ``apply(..., method="encode")`` works. What is reached
-  through ``.module`` computes with bare latents; call methods instead. Inside a
-  ``compact`` method the variables are named after the wrapped module, as they
-  would be without the wrapper.
-
-  Attributes:
-    module: the module to wrap.
-    k: the power, a number >= 1; static.
-    mask: which leaves of ``params`` are latents: a tree of bools with the
-      structure of params or a prefix of it, a function that returns one, or
-      None for all.
-    gradient: ``"weight"`` (default): ``jax.grad`` gives the gradients of the
-      weights, as :func:`rewa_sgd` and :func:`rewa_adamw` expect them by
-      default. ``"latent"``: those of the latents, by the chain rule.
-
-  Raises:
-    ValueError: on ``init`` and ``apply``, if k < 1, gradient is unknown, or the
-      mask does not fit the params or selects nothing by name.
-    TypeError: if a selected leaf is not floating point.
-
-  Examples:
-    >>> import flax.linen as nn
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> import rewa_jax
-    >>> bare = nn.Dense(3)
-    >>> model = rewa_jax.linen.Reparameterized(bare, k=3)
-    >>> x = jnp.ones((1, 2))
-    >>> latents = model.init(jax.random.key(0), x)
-    >>> jax.tree.map(jnp.shape, latents)
-    {'params': {'bias': (3,), 'kernel': (2, 3)}}
-    >>> weights = model.to_weights(latents)
-    >>> bool(jnp.allclose(model.apply(latents, x), bare.apply(weights, x)))
-    True
-
-  References:
-    Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 1
-  """
-
-  k: float
-  mask: Mask | None = kernels
-  gradient: Gradient = "weight"
-
-  @nn.nowrap
-  def _weights_of(self, latents, mask):
-    return to_weights(latents, self.k, mask=mask, gradient=self.gradient)
-
-  @nn.nowrap
-  def _latents_of(self, weights, mask):
-    return to_latents(weights, self.k, mask=mask)
+def _map_params(fn: Callable[[Any], Any], variables: Any) -> Any:
+  params = variables.get("params", {})
+  if not jax.tree.leaves(params):
+    return variables
+  return {**variables, "params": fn(params)}

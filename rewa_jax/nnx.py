@@ -1,20 +1,43 @@
-"""ReWA for Flax NNX: the power when the model is called."""
+"""Any method for Flax NNX: latents in Variables, weights in the call."""
 
-from typing import Any
+import dataclasses
+import functools
+from typing import Any, Generic, TypeVar
 
 import jax
 from flax import nnx, traverse_util
 
-from rewa_jax.checks import Gradient, check_gradient, check_hyperparameters
-from rewa_jax.masks import Mask, kernels, select
-from rewa_jax.power import power, root
+from rewa_jax._method import NNX_LATENTS, Method
+from rewa_jax._trees import is_box, is_parts, leaf_names, unbox
+
+Model = TypeVar("Model", bound=nnx.Module)
 
 
-class LatentModule(nnx.Module):
+class Latent(nnx.Param):
+  """A Param that holds latents: optimizers of Params train it.
+
+  Its metadata name the method, so that an optimizer of another one refuses it.
+  """
+
+
+class Reparameterized(nnx.Module, Generic[Model]):
   """An NNX module that stores latents and computes with weights.
 
-  Subclasses have a model, and compute its weights in ``_shared_weights``.
+  Made by :func:`reparameterize`. Calling it, or a method of the model by its
+  name, runs the model on the weights; batch statistics, dropout streams and
+  every other Variable are the model's own and propagate.
+
+  Attributes:
+    model: the model; its selected Params are empty.
+    rewa_latents: nested dicts with a :class:`Latent`, or a dict of several, at
+      the paths of the model's selected Params.
+    method: the method that the latents are of.
   """
+
+  def __init__(self, model: Model, latents: Any, method: Method):
+    self.model = model
+    setattr(self, NNX_LATENTS, nnx.data(latents))
+    self.method = nnx.static(method)
 
   def __call__(self, *args, **kwargs):
     return self._shared_weights()(*args, **kwargs)
@@ -30,70 +53,47 @@ class LatentModule(nnx.Module):
       f" wrapped model that are not methods are under .model."
     )
 
-  def weights(self) -> nnx.Module:
+  def weights(self) -> Model:
     """Returns the bare model with weights; the two share nothing."""
-    return copied(self._shared_weights())
+    return _copied(self._shared_weights())
 
-  def _shared_weights(self) -> nnx.Module:
+  def _shared_weights(self) -> Model:
     """Returns a model with weights that shares every other Variable."""
-    raise NotImplementedError
-
-
-class Reparameterized(LatentModule):
-  """An NNX module that stores latents and computes with weights.
-
-  Made by :func:`reparameterize`. Calling it, or a method of the model by its
-  name, runs the model on the weights; batch statistics, dropout streams and
-  every other Variable are the model's own and propagate.
-
-  Attributes:
-    model: the model, with latents in its selected Params.
-  """
-
-  def __init__(self, model: nnx.Module, k: float, paths, gradient: Gradient):
-    self.model = model
-    self._k = k
-    self._paths = paths
-    self._gradient: Gradient = gradient
-
-  def _shared_weights(self) -> nnx.Module:
-    return _map_params(
-      lambda y: power(y, self._k, gradient=self._gradient),
-      self._paths,
+    return _fill_params(
+      {
+        path: self.method.weights_of(jax.tree.map(unbox, node, is_leaf=is_box))
+        for path, node in _nodes(getattr(self, NNX_LATENTS)).items()
+      },
       self.model,
     )
 
 
 def reparameterize(
-  model: nnx.Module,
-  k: float,
-  *,
-  mask: Mask | None = kernels,
-  gradient: Gradient = "weight",
-) -> Reparameterized:
+  model: Model, method: Method, *, latents: Any = None
+) -> Reparameterized[Model]:
   r"""Returns a copy of an NNX model that trains on latents.
 
-  The Params of the copy hold :math:`y = \operatorname{sign}(x)|x|^{1/k}` of the
-  model's weights x, and it computes with :math:`x = \operatorname{sign}(y)
-  |y|^k`. They stay ordinary ``nnx.Param`` s: ``nnx.Optimizer``, ``nnx.grad``,
-  ``nnx.jit``, ``split`` and ``merge`` see nothing special.
+  The copy has Variables of type :class:`Latent` in the place of the Params that
+  the method selects, and computes with the weights they stand for. They are
+  Params: ``nnx.Optimizer``, ``nnx.grad``, ``nnx.jit``, ``split`` and ``merge``
+  see nothing special. Their paths in the state begin with ``rewa_latents``: a
+  bare model takes no such state by mistake, and :func:`rewa_jax.sgd` and
+  :func:`rewa_jax.adamw` know latents by it.
 
   Args:
     model: the model; it is left as it is.
-    k: the power, a number >= 1; static.
-    mask: which of the model's Params are latents: a tree of bools with the
-      structure of ``nnx.to_pure_dict(nnx.state(model, nnx.Param))`` or a prefix
-      of it, a function of that dict that returns one, or None for all.
-    gradient: ``"weight"`` (default): ``nnx.grad`` gives the gradients of the
-      weights, as :func:`rewa_sgd` and :func:`rewa_adamw` expect them by
-      default. ``"latent"``: those of the latents, by the chain rule.
+    method: what the latents are, :class:`rewa_jax.Rewa` or another. It is
+      static: its hyperparameters are Python numbers. Its mask is asked about
+      ``nnx.to_pure_dict(nnx.state(model, nnx.Param))``.
+    latents: what to train from, as ``method.to_latents`` returns it for that
+      dict; None for the latents of the model's own weights.
 
   Returns:
     A :class:`Reparameterized`, whose ``weights()`` is the bare model again.
 
   Raises:
-    ValueError: if k < 1, gradient is unknown, or the mask does not fit the
-      Params or selects nothing by name.
+    ValueError: if the mask or latents do not fit the Params, or the mask
+      selects nothing by name.
     TypeError: if a selected Param is not floating point.
 
   Examples:
@@ -101,8 +101,9 @@ def reparameterize(
     >>> import jax.numpy as jnp
     >>> import rewa_jax
     >>> bare = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
-    >>> model = rewa_jax.nnx.reparameterize(bare, k=3)
-    >>> solver = rewa_jax.rewa_sgd(0.1, k=3, weight_decay=0.01)
+    >>> rewa = rewa_jax.Rewa(k=3)
+    >>> model = rewa_jax.nnx.reparameterize(bare, rewa)
+    >>> solver = rewa_jax.sgd(0.1, rewa, weight_decay=0.01)
     >>> optimizer = nnx.Optimizer(model, solver, wrt=nnx.Param)
     >>> x = jnp.ones((1, 2))
     >>> grads = nnx.grad(lambda model: model(x).sum())(model)
@@ -113,16 +114,57 @@ def reparameterize(
   References:
     Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 1
   """
-  check_hyperparameters(k)
-  check_gradient(gradient)
-  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-  selected = traverse_util.flatten_dict(select(mask, params))
-  paths = frozenset(path for path, chosen in selected.items() if chosen)
-  latents = _map_params(lambda x: root(x, k), paths, copied(model))
-  return Reparameterized(latents, k, paths, gradient)
+  state = nnx.state(model, nnx.Param)
+  weights = nnx.to_pure_dict(state)
+  selected = method.map_weights(lambda *_: True, weights, lambda _: False)
+  if latents is None:
+    latents = method.to_latents(weights)
+  params, nodes = dict(nnx.to_flat_state(state)), _nodes(latents)
+  if nodes.keys() != params.keys():
+    raise ValueError(
+      "latents must be nested dicts with the leaves of the model's Params,"
+      f" {leaf_names(state)}. They have {leaf_names(latents)}."
+    )
+  chosen = {path for path, is_chosen in _nodes(selected).items() if is_chosen}
+  maker = dataclasses.replace(method, mask=None)
+  boxed = {
+    path: jax.tree.map(
+      functools.partial(_latent, params[path], maker), nodes[path]
+    )
+    for path in chosen
+  }
+  plain = {path: None if path in chosen else nodes[path] for path in nodes}
+  return Reparameterized(
+    _copied(_fill_params(plain, model)),
+    traverse_util.unflatten_dict(boxed),
+    method,
+  )
 
 
-def copied(model: nnx.Module) -> nnx.Module:
+def _fill_params(values: dict[tuple[Any, ...], Any], model: Model) -> Model:
+  """Returns model with other values at paths; it shares other Variables."""
+  return nnx.map(
+    lambda path, leaf: leaf.replace(values[path]) if path in values else leaf,
+    model,
+  )
+
+
+def _latent(param: Any, maker: Method, value: jax.Array) -> Any:
+  # The metadata may name the axes of the array, for sharding.
+  if value.shape == param.shape:
+    metadata = {**param.get_metadata(), "method": maker}
+    return Latent.from_metadata(value.copy(), metadata)
+  return Latent(value.copy(), method=maker)
+
+
+def _nodes(latents: Any) -> dict[tuple[Any, ...], Any]:
+  """Returns what stands for one Param each, by its path."""
+  return traverse_util.flatten_dict(
+    latents, is_leaf=lambda path, node: is_parts(node)
+  )
+
+
+def _copied(model: Model) -> Model:
   """Returns a model of its own Variables and arrays, which may be donated."""
   graphdef, state = nnx.split(model)  # nnx.clone would share the arrays.
   return nnx.merge(graphdef, jax.tree.map(_copy, state))
@@ -130,11 +172,3 @@ def copied(model: nnx.Module) -> nnx.Module:
 
 def _copy(leaf):
   return leaf.copy() if isinstance(leaf, jax.Array) else leaf
-
-
-def _map_params(fn, paths, model):
-  """Returns model with fn applied at paths; it shares every other Variable."""
-  return nnx.map(
-    lambda path, leaf: leaf.replace(fn(leaf[...])) if path in paths else leaf,
-    model,
-  )

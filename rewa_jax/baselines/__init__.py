@@ -1,30 +1,27 @@
 """The other methods of the field, in the shape of ReWA.
 
-Methods that train something else than weights are reparameterizations: each has
-to_latents and to_weights, `sgd` and `adamw` train what the first returns, and
-`linen` and `nnx` put the second inside a Flax module.
+Methods that train something else than weights are :class:`rewa_jax.Method` s
+like ReWA and swap with it by a word, in every way in:
 
-  method = baselines.spred()  # or any other of the reparameterizations
+  method = baselines.spred()  # or any other
   latents = method.to_latents(params)
-  solver = baselines.sgd(0.1, method, strength=1e-4)
+  solver = rewa_jax.sgd(0.1, method, weight_decay=1e-4)
 
 Methods that train the weights themselves are optax transformations: a penalty
 with its proximal map in `proximal_sgd`, a subgradient before any optimizer, or
 pruning after it.
 """
 
-from rewa_jax.baselines import linen, nnx
-from rewa_jax.baselines.factorized import (
+from rewa_jax.baselines._factorized import (
   FactorProduct,
   HadamardDifference,
   deep_weight_factorization,
   spred,
-  untied_power,
 )
-from rewa_jax.baselines.gated import Gated
-from rewa_jax.baselines.groups import Groups, group_axes, group_norms
-from rewa_jax.baselines.initialization import draw_factors
-from rewa_jax.baselines.penalties import (
+from rewa_jax.baselines._gated import Gated
+from rewa_jax.baselines._groups import Groups, group_axes, group_norms
+from rewa_jax.baselines._initialization import draw_factors
+from rewa_jax.baselines._penalties import (
   L1,
   MCP,
   SCAD,
@@ -32,40 +29,25 @@ from rewa_jax.baselines.penalties import (
   GroupL1,
   SparsePenalty,
 )
-from rewa_jax.baselines.powered import GroupedRewa, PowerPropagation, Rewa
-from rewa_jax.baselines.proximal import (
+from rewa_jax.baselines._powered import GroupedRewa, PowerPropagation
+from rewa_jax.baselines._proximal import (
   proximal_adam,
   proximal_sgd,
   proximal_step,
 )
-from rewa_jax.baselines.pruning import GradualPruningState, gradual_pruning
-from rewa_jax.baselines.reparameterization import (
-  Factors,
-  Reparameterization,
-  adamw,
-  add_penalty,
-  sgd,
-)
-from rewa_jax.baselines.soft_threshold import SoftThreshold
-from rewa_jax.baselines.subgradient import add_clipped_lp, add_l1_subgradient
+from rewa_jax.baselines._pruning import GradualPruningState, gradual_pruning
+from rewa_jax.baselines._soft_threshold import SoftThreshold
+from rewa_jax.baselines._subgradient import add_clipped_lp, add_l1_subgradient
 
 __all__ = [
-  # What reparameterizations have in common, and their optimizers.
-  "Reparameterization",
-  "Factors",
-  "add_penalty",
-  "sgd",
-  "adamw",
   # Products and differences of factors: L1 and l_p penalties.
   "FactorProduct",
   "spred",
   "deep_weight_factorization",
   "draw_factors",
-  "untied_power",
   "HadamardDifference",
-  # Powers: no penalty, ReWA's, and ReWA's on norms of groups.
+  # Powers: by the chain rule alone, and ReWA's on norms of groups.
   "PowerPropagation",
-  "Rewa",
   "GroupedRewa",
   # Whole channels, rows or heads.
   "Groups",
@@ -74,9 +56,6 @@ __all__ = [
   "Gated",
   # A threshold that is learned.
   "SoftThreshold",
-  # Flax modules that store Factors.
-  "linen",
-  "nnx",
   # Penalties on weights, and proximal steps.
   "SparsePenalty",
   "L1",

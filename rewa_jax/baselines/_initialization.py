@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.scipy.special import erf, erfinv
 from jax.scipy.stats import norm
 
-from rewa_jax.baselines.factorized import check_depth
-from rewa_jax.baselines.reparameterization import Factors
-from rewa_jax.masks import Mask, kernels, select
-from rewa_jax.power import wide_dtype
+from rewa_jax._masks import selected
+from rewa_jax._power import wide_dtype
+from rewa_jax._trees import box_like, is_box, parts_of, unbox
+from rewa_jax.baselines._factorized import FactorProduct
 
 # The published eps is this share of the standard deviation of the weights.
 _LEAST = 0.01
@@ -20,10 +20,9 @@ _LEAST = 0.01
 def draw_factors(
   key: jax.Array,
   params: Any,
-  depth: int,
+  method: FactorProduct,
   *,
   corrected: bool = False,
-  mask: Mask | None = kernels,
 ) -> Any:
   r"""Draws factors whose product stands for freshly drawn weights.
 
@@ -42,20 +41,18 @@ def draw_factors(
   Args:
     key: a PRNG key.
     params: a tree of weights as the network draws them, for shapes and scales.
-    depth: D, the number of factors, an integer >= 2.
+    method: a product of D factors, :func:`deep_weight_factorization`.
     corrected: whether to scale the factors up so that the product has the
       standard deviation :math:`\sigma`.
-    mask: which leaves to replace: a tree of bools with the structure of params
-      or a prefix of it, a function that returns one, or None for all.
 
   Returns:
-    A tree of latents for :func:`deep_weight_factorization` of this depth, of
-    params' dtypes.
+    A tree of latents of the method, of params' dtypes.
 
   Raises:
-    ValueError: if depth < 2, or the mask does not fit params or selects nothing
-      by name.
-    TypeError: if depth is no integer, or a selected leaf is not floating point.
+    ValueError: if the method's mask does not fit params or selects nothing by
+      name.
+    TypeError: if method is no product of factors, or a selected leaf is not
+      floating point.
 
   Examples:
     >>> import jax
@@ -66,7 +63,7 @@ def draw_factors(
     >>> method = baselines.deep_weight_factorization(3)
     >>> for corrected in (False, True):
     ...   latents = baselines.draw_factors(
-    ...     jax.random.key(1), params, 3, corrected=corrected)
+    ...     jax.random.key(1), params, method, corrected=corrected)
     ...   print(f"{method.to_weights(latents)['kernel'].std():.2f}")
     0.04
     0.10
@@ -75,17 +72,23 @@ def draw_factors(
     Kolb et al., Deep Weight Factorization: Sparse Learning Through the Lens of
     Artificial Symmetries, ICLR 2025
   """
-  check_depth(depth)
-  leaves, treedef = jax.tree.flatten(params)
-  selected = jax.tree.leaves(select(mask, params))
+  if not isinstance(method, FactorProduct):
+    raise TypeError(f"method must be a product of factors, got {method!r}.")
+  leaves, treedef = jax.tree.flatten(params, is_leaf=is_box)
+  chosen = selected(method.mask, params)
   keys = jax.random.split(key, max(len(leaves), 1))
   return treedef.unflatten(
-    _draw(key, jnp.asarray(x), depth, corrected) if chosen else x
-    for key, chosen, x in zip(keys, selected, leaves)
+    parts_of(
+      [box_like(box, factor) for factor in _draw(key, box, method, corrected)]
+    )
+    if is_chosen
+    else box
+    for key, is_chosen, box in zip(keys, chosen, leaves)
   )
 
 
-def _draw(key, x, depth, corrected):
+def _draw(key, box, method, corrected):
+  x, depth = jnp.asarray(unbox(box)), method.depth
   dtype = wide_dtype(x)
   sigma = jnp.sqrt(jnp.mean(jnp.square(x.astype(dtype))))
   scale = sigma ** (1 / depth)
@@ -99,4 +102,4 @@ def _draw(key, x, depth, corrected):
   if corrected:
     edges = 2 * (low * norm.pdf(low) - high * norm.pdf(high))
     factors = factors / jnp.sqrt(1 + edges / (above - below))
-  return Factors(tuple((scale * factors).astype(x.dtype)))
+  return tuple((scale * factors).astype(x.dtype))

@@ -1,4 +1,4 @@
-"""What the library accepts, and the sentence a user reads when it does not."""
+"""What numbers the library accepts, and the sentence a user reads otherwise."""
 
 import math
 from typing import Any, Literal
@@ -74,52 +74,6 @@ def check_floating(path: str, leaf: Any) -> None:
       f"{path} is of type {dtype}, but only real floating-point arrays have"
       " latents. If it is a leaf of params, pass a mask that is False there."
     )
-
-
-def check_shapes(name: str, tree: Any, like_name: str, like: Any) -> list[Any]:
-  """Returns the leaves of tree in the order of like's, of the same shapes.
-
-  Where like has a leaf, tree may have None (Equinox's gradients do).
-  """
-  paths, treedef = jax.tree_util.tree_flatten_with_path(like)
-  try:
-    leaves = treedef.flatten_up_to(tree)
-  except ValueError as error:
-    raise ValueError(
-      f"{name} and {like_name} are different trees: {name} has the leaves"
-      f" {leaf_paths(tree)}, {like_name} has {leaf_paths(like)}."
-    ) from error
-  for (path, reference), leaf in zip(paths, leaves):
-    if leaf is None:
-      continue
-    shape = jnp.shape(leaf) if jax.tree_util.all_leaves([leaf]) else "a subtree"
-    if shape != jnp.shape(reference):
-      raise ValueError(
-        f"{name} and {like_name} differ at {path_name(path)}: {name} has"
-        f" shape {shape}, {like_name} has shape {jnp.shape(reference)}."
-      )
-  return leaves
-
-
-def path_name(path: jax.tree_util.KeyPath) -> str:
-  """Returns a leaf's path as users write it: dense/kernel."""
-  return (
-    jax.tree_util.keystr(strip_box(path), simple=True, separator="/")
-    or "(the only leaf)"
-  )
-
-
-def strip_box(path: jax.tree_util.KeyPath) -> jax.tree_util.KeyPath:
-  """Drops the trailing `.value` of Flax's boxes and NNX's Variables."""
-  if path and path[-1] == jax.tree_util.GetAttrKey("value"):
-    return path[:-1]
-  return path
-
-
-def leaf_paths(tree: Any) -> str:
-  """Returns the paths of all leaves, for an error message."""
-  paths = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
-  return ", ".join(paths) if paths else "(none)"
 
 
 def _is_concrete(value: jax.typing.ArrayLike) -> bool:

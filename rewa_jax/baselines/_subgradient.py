@@ -9,11 +9,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG
 
-from rewa_jax.checks import check_number, check_shapes
-from rewa_jax.masks import Mask, kernels, select
-from rewa_jax.power import wide_dtype
+from rewa_jax._checks import check_number
+from rewa_jax._masks import Mask, kernels, transform_selected
+from rewa_jax._power import wide_dtype
 
 
 def add_l1_subgradient(
@@ -42,7 +41,7 @@ def add_l1_subgradient(
   Examples:
     >>> import jax.numpy as jnp
     >>> import optax
-    >>> from rewa_jax.baselines.subgradient import add_l1_subgradient
+    >>> from rewa_jax.baselines import add_l1_subgradient
     >>> solver = optax.chain(add_l1_subgradient(0.5), optax.sgd(0.1))
     >>> params = {"w": jnp.array([2.0, 0.0, -1.0])}
     >>> state = solver.init(params)
@@ -98,7 +97,7 @@ def add_clipped_lp(
   Examples:
     >>> import jax.numpy as jnp
     >>> import optax
-    >>> from rewa_jax.baselines.subgradient import add_clipped_lp
+    >>> from rewa_jax.baselines import add_clipped_lp
     >>> solver = optax.chain(add_clipped_lp(1.0, p=0.5, clip=2), optax.sgd(0.1))
     >>> params = {"w": jnp.array([4.0, 0.0, -0.01])}
     >>> state = solver.init(params)
@@ -127,28 +126,9 @@ def _add_gradient(
 ) -> optax.GradientTransformationExtraArgs:
   """Adds a function of each selected leaf to its update."""
 
-  def init_fn(params):
-    select(mask, params)
-    return optax.EmptyState()
+  def add(path, g, x):
+    del path
+    wide = wide_dtype(x)
+    return jnp.asarray(g).astype(wide) + gradient(x.astype(wide))
 
-  def update_fn(updates, state, params=None, **extra_args):
-    del extra_args
-    if params is None:
-      raise ValueError(NO_PARAMS_MSG)
-    selected = jax.tree.leaves(select(mask, params))
-    weights, treedef = jax.tree.flatten(params)
-    grads = check_shapes("updates", updates, "params", params)
-    added = [
-      _add(g, gradient, x) if s and g is not None else g
-      for s, g, x in zip(selected, grads, weights)
-    ]
-    return jax.tree.unflatten(treedef, added), state
-
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _add(g, gradient, x):
-  x = jnp.asarray(x)
-  wide = wide_dtype(x)
-  total = jnp.asarray(g).astype(wide) + gradient(x.astype(wide))
-  return total.astype(x.dtype)
+  return transform_selected(add, mask)

@@ -12,14 +12,15 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from rewa_jax.baselines.groups import (
+from rewa_jax._checks import check_number
+from rewa_jax._power import wide_dtype
+from rewa_jax._trees import leaf_names, path_name, with_paths
+from rewa_jax.baselines._groups import (
   Groups,
   check_groups,
   group_axes,
   group_norms,
 )
-from rewa_jax.checks import check_number, leaf_paths, path_name
-from rewa_jax.power import wide_dtype
 
 _ONLY_LEAF = path_name(())
 
@@ -56,7 +57,7 @@ class L1:
     ValueError: if strength is out of range.
 
   Examples:
-    >>> from rewa_jax.baselines.penalties import L1
+    >>> from rewa_jax.baselines import L1
     >>> penalty = L1(0.5)
     >>> print(penalty.value([2.0, -1.0]), penalty.prox([2.0, -0.25], 1.0))
     1.5 [ 1.5 -0. ]
@@ -105,7 +106,7 @@ class MCP:
     ValueError: if strength or gamma are out of range.
 
   Examples:
-    >>> from rewa_jax.baselines.penalties import MCP
+    >>> from rewa_jax.baselines import MCP
     >>> penalty = MCP(0.5, gamma=3.0)
     >>> print(penalty.value([2.0]), penalty.prox([2.0, 1.0, 0.25], 1.0))
     0.375 [2.   0.75 0.  ]
@@ -173,7 +174,7 @@ class SCAD:
     ValueError: if strength or gamma are out of range.
 
   Examples:
-    >>> from rewa_jax.baselines.penalties import SCAD
+    >>> from rewa_jax.baselines import SCAD
     >>> penalty = SCAD(0.5, gamma=3.0)
     >>> print(penalty.value([2.0]), penalty.prox([2.0, 1.25, 0.75], 1.0))
     0.5 [2.   1.   0.25]
@@ -256,7 +257,7 @@ class AdaptiveL1:
 
   Examples:
     >>> import jax.numpy as jnp
-    >>> from rewa_jax.baselines.penalties import AdaptiveL1
+    >>> from rewa_jax.baselines import AdaptiveL1
     >>> pilot = {"dense": {"kernel": jnp.array([4.0, 0.25])}}
     >>> penalty = AdaptiveL1(1.0, pilot)
     >>> print(penalty.prox([4.0, 0.25], 0.5, "dense/kernel"))
@@ -293,13 +294,10 @@ class AdaptiveL1:
     return _soft_threshold(_wide(x), threshold).astype(x.dtype)
 
   def _factors(self, x, path):
-    leaves = {
-      path_name(p): leaf
-      for p, leaf in jax.tree_util.tree_leaves_with_path(self.pilot)
-    }
+    leaves = dict(with_paths(self.pilot))
     if path not in leaves:
       raise ValueError(
-        f"pilot has no leaf {path}, only {leaf_paths(self.pilot)}. Pass a mask"
+        f"pilot has no leaf {path}, only {leaf_names(self.pilot)}. Pass a mask"
         " that is False there, or a pilot that has it."
       )
     pilot = _wide(leaves[path])
@@ -321,14 +319,14 @@ class GroupL1:
     strength: :math:`\lambda` >= 0, one number. May be traced.
     groups: ``"output"``, ``"input"``, ``"rows"``, ``"heads"`` or a function of
       path and leaf that returns axes; see
-      :func:`rewa_jax.baselines.groups.group_axes`.
+      :func:`group_axes`.
 
   Raises:
     ValueError: if strength is out of range or groups is unknown; from the
       methods, if a leaf has no such groups.
 
   Examples:
-    >>> from rewa_jax.baselines.penalties import GroupL1
+    >>> from rewa_jax.baselines import GroupL1
     >>> penalty = GroupL1(2.5, groups="output")
     >>> print(penalty.prox([[3.0, 1.0], [4.0, 1.0]], 1.0, "dense/kernel"))
     [[1.5 0. ]

@@ -1,4 +1,4 @@
-"""The power x = sign(y)|y|^k, its inverse and its two gradient rules."""
+"""The power x = sign(y)|y|^k and its inverse."""
 
 import functools
 
@@ -6,20 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rewa_jax.checks import (
-  Gradient,
-  check_floating,
-  check_gradient,
-  check_hyperparameters,
-)
+from rewa_jax._checks import check_floating, check_hyperparameters
 
 
-def power(
-  y: jax.typing.ArrayLike,
-  k: jax.typing.ArrayLike,
-  *,
-  gradient: Gradient = "latent",
-) -> jax.Array:
+def power(y: jax.typing.ArrayLike, k: jax.typing.ArrayLike) -> jax.Array:
   r"""Maps latents to weights, :math:`x = \operatorname{sign}(y)|y|^k`.
 
   An integer k is repeated multiplication; any other k, or a k that is a JAX
@@ -29,17 +19,13 @@ def power(
   Args:
     y: latents, real floating point, any shape.
     k: the power, one number >= 1. May be traced.
-    gradient: what differentiation sees. ``"latent"`` is the chain rule,
-      :math:`dx = k|y|^{k-1}dy`. ``"weight"`` passes tangents and cotangents
-      through unchanged, :math:`dx = dy`, so that the gradient with respect to y
-      is the gradient with respect to the weights.
 
   Returns:
-    The weights, of y's shape and dtype. Both rules are finite at y = 0; the
-    derivative with respect to a traced k is the true one under both.
+    The weights, of y's shape and dtype. The derivative :math:`k|y|^{k-1}` is
+    finite at y = 0, and so is the one with respect to a traced k.
 
   Raises:
-    ValueError: if k < 1 or not finite, or gradient is neither of the two.
+    ValueError: if k < 1 or not finite.
     TypeError: if y is not real floating point.
 
   Examples:
@@ -53,43 +39,54 @@ def power(
     Array([-4.  ,  0.  ,  0.25], dtype=float32)
     >>> jax.grad(lambda y: rewa_jax.power(y, 3).sum())(y)
     Array([12.  ,  0.  ,  0.75], dtype=float32)
-    >>> jax.grad(lambda y: rewa_jax.power(y, 3, gradient="weight").sum())(y)
-    Array([1., 1., 1.], dtype=float32)
 
   References:
     Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 1
   """
   check_hyperparameters(k)
-  check_gradient(gradient)
   check_floating("y", y)
   y = jnp.asarray(y)
   if isinstance(k, (int, float)):
-    return _power(y, None, k, gradient)
-  return _power(y, jnp.asarray(k).astype(wide_dtype(y)), None, gradient)
+    return _power(y, None, k)
+  return _power(y, jnp.asarray(k).astype(wide_dtype(y)), None)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _power(y, traced_k, static_k, gradient):
-  del gradient
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _power(y, traced_k, static_k):
   k = traced_k if static_k is None else static_k
   slope = magnitude(y, k - 1)
   return (y.astype(slope.dtype) * slope).astype(y.dtype)
 
 
 @_power.defjvp
-def _power_jvp(static_k, gradient, primals, tangents):
+def _power_jvp(static_k, primals, tangents):
   y, traced_k = primals
   y_dot, k_dot = tangents
   k = traced_k if static_k is None else static_k
-  x = _power(y, traced_k, static_k, gradient)
-  x_dot = y_dot
-  if gradient == "latent":
-    slope = magnitude(y, k - 1)
-    x_dot = (slope * (k * y_dot.astype(slope.dtype))).astype(y.dtype)
+  x = _power(y, traced_k, static_k)
+  slope = magnitude(y, k - 1)
+  x_dot = (slope * (k * y_dot.astype(slope.dtype))).astype(y.dtype)
   if k_dot is not None:
     log_y = jnp.log(jnp.where(y == 0, 1, jnp.abs(y)))
     x_dot = x_dot + x * log_y * k_dot.astype(y.dtype)
   return x, x_dot
+
+
+@jax.custom_jvp
+def with_gradient_of(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Returns x, which differentiation takes for x + y - stop_gradient(y).
+
+  With an x that hides y from differentiation, the gradient of x becomes that of
+  y as it is: no factor :math:`k|y|^{k-1}` that might underflow.
+  """
+  del y
+  return x
+
+
+@with_gradient_of.defjvp
+def _with_gradient_of_jvp(primals, tangents):
+  x_dot, y_dot = tangents
+  return primals[0], x_dot + y_dot.astype(x_dot.dtype)
 
 
 def root(x: jax.typing.ArrayLike, k: jax.typing.ArrayLike) -> jax.Array:

@@ -5,31 +5,31 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from rewa_jax.baselines.factorized import check_depth, divide
-from rewa_jax.baselines.groups import (
+from rewa_jax._checks import check_number
+from rewa_jax._method import NOT_THE_MAP, STATIC, Method
+from rewa_jax._power import wide_dtype
+from rewa_jax.baselines._factorized import check_depth, divide
+from rewa_jax.baselines._groups import (
   Groups,
   check_groups,
   group_axes,
   group_norms,
 )
-from rewa_jax.baselines.reparameterization import Reparameterization
-from rewa_jax.checks import check_number
-from rewa_jax.power import wide_dtype
 
 
 @dataclasses.dataclass(frozen=True)
-class Gated(Reparameterization):
+class Gated(Method):
   r"""Groups of weights times D - 1 gates, under weight decay on all.
 
   .. math::
     x_g = u_g \prod_{i=1}^{D-1} \nu_{g,i}, \qquad
-    S(u, \nu) = \frac1D\Big(\|u\|^2 + \sum_i \|\nu_i\|^2\Big), \qquad
-    R(x) = \sum_g \|x_g\|^{2/D}
+    R(x) = \min_{u, \nu} \frac12\Big(\|u\|^2 + \sum_i \|\nu_i\|^2\Big)
+    = \frac D2\sum_g \|x_g\|^{2/D}
 
   with one number :math:`\nu_{g,i}` a group. Depth 2 is the grouped Hadamard
-  product, which solves the group lasso; more is D-Gating.
+  product, which solves the group lasso; more is D-Gating, whose penalty has 1/D
+  in place of 1/2: its strength is D/2 times the weight decay here.
 
   Attributes:
     groups: what a group is: ``"output"`` or ``"input"`` channels, ``"rows"``,
@@ -38,6 +38,7 @@ class Gated(Reparameterization):
     offset: keeps gates of small groups from zero at the start, >= 0, in the
       units of weights: gates are :math:`(\|x_g\|^2 + \text{offset}^2)^{1/2D}`.
       With offset 0 a group that is zero stays so.
+    mask: which leaves have latents; see :class:`rewa_jax.Method`.
 
   Raises:
     ValueError: if groups is unknown, or depth or offset is out of range.
@@ -49,8 +50,8 @@ class Gated(Reparameterization):
     >>> from rewa_jax import baselines
     >>> method = baselines.Gated("output")
     >>> latents = method.to_latents({"kernel": jnp.ones((3, 2))})
-    >>> jax.tree.map(jnp.shape, latents["kernel"].values)
-    ((3, 2), (1, 2))
+    >>> jax.tree.map(jnp.shape, latents["kernel"])
+    {'latent_0': (3, 2), 'latent_1': (1, 2)}
     >>> print(f"{method.implicit_penalty([[3.0, 0.0], [4.0, 1.0]]):.1f}")
     6.0
 
@@ -60,9 +61,11 @@ class Gated(Reparameterization):
     <https://arxiv.org/abs/2307.03571>`_, 2023
   """
 
-  groups: Groups
-  depth: int = 2
-  offset: jax.typing.ArrayLike = 0.1
+  groups: Groups = dataclasses.field(metadata=STATIC)
+  depth: int = dataclasses.field(default=2, metadata=STATIC)
+  offset: jax.typing.ArrayLike = dataclasses.field(
+    default=0.1, metadata=NOT_THE_MAP
+  )
 
   def __post_init__(self):
     check_groups(self.groups)
@@ -70,8 +73,8 @@ class Gated(Reparameterization):
     check_number("offset", self.offset, at_least=0)
 
   @property
-  def parts(self):
-    return self.depth
+  def decays(self):
+    return (True,) * self.depth
 
   def split(self, path, x):
     wide = x.astype(wide_dtype(x))
@@ -86,10 +89,7 @@ class Gated(Reparameterization):
     # The gates first: they are small arrays.
     return weights * math.prod(gates)
 
-  def smooth_penalty(self, *values):
-    return optax.tree.norm(values, squared=True) / self.depth
-
   def implicit_penalty(self, x, path="kernel"):
     x = jnp.asarray(x)
     norms = group_norms(x, group_axes(self.groups, path, x))
-    return jnp.sum(norms ** (2 / self.depth))
+    return jnp.sum(norms ** (2 / self.depth)) * self.depth / 2

@@ -6,51 +6,50 @@ import operator
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from rewa_jax.baselines.reparameterization import Reparameterization
-from rewa_jax.checks import check_number
-from rewa_jax.power import wide_dtype
+from rewa_jax._checks import check_number
+from rewa_jax._masks import Mask, kernels
+from rewa_jax._method import NOT_THE_MAP, STATIC, Method
+from rewa_jax._power import wide_dtype
 
 
 @dataclasses.dataclass(frozen=True)
-class FactorProduct(Reparameterization):
+class FactorProduct(Method):
   r"""Weights as a product of factors, under weight decay on each.
 
   .. math::
-    x = \prod_{i=1}^{D} w_i, \qquad S(w) = \frac{c}{2}\sum_i w_i^2, \qquad
-    R(x) = \frac{cD}{2}\sum_j |x_j|^{2/D}
+    x = \prod_{i=1}^{D} w_i, \qquad
+    R(x) = \min_w \frac12\sum_i \|w_i\|^2 = \frac D2\sum_j |x_j|^{2/D}
 
-  R is the least S of all factors with this product, which have equal absolute
-  values. :func:`spred`, :func:`deep_weight_factorization` and
-  :func:`untied_power` are its cases.
+  At the minimum all factors have the same absolute value. :func:`spred` and
+  :func:`deep_weight_factorization` make it.
 
   Attributes:
     depth: D, the number of factors, an integer >= 2.
-    decay: c >= 0, the weight decay of each factor for strength 1.
     offset: how far from equal ``to_latents`` makes the factors, >= 0, in the
       units of weights. The first D - 1 are :math:`(x^2 + \text{offset}^2)
       ^{1/2D}`, the last is x over their product and may cross zero. With
       offset 0 all have the same absolute value: then they keep it, a weight
       keeps its sign, and a weight at zero stays there.
+    mask: which leaves have latents; see :class:`rewa_jax.Method`.
 
   Raises:
-    ValueError: if depth, decay or offset is out of range.
+    ValueError: if depth or offset is out of range.
     TypeError: if depth is no integer.
   """
 
-  depth: int
-  decay: jax.typing.ArrayLike
-  offset: jax.typing.ArrayLike = 0.1
+  depth: int = dataclasses.field(metadata=STATIC)
+  offset: jax.typing.ArrayLike = dataclasses.field(
+    default=0.1, metadata=NOT_THE_MAP
+  )
 
   def __post_init__(self):
     check_depth(self.depth)
-    check_number("decay", self.decay, at_least=0)
     check_number("offset", self.offset, at_least=0)
 
   @property
-  def parts(self):
-    return self.depth
+  def decays(self):
+    return (True,) * self.depth
 
   def split(self, path, x):
     del path
@@ -64,24 +63,23 @@ class FactorProduct(Reparameterization):
   def join(self, *values):
     return functools.reduce(operator.mul, values)
 
-  def smooth_penalty(self, *values):
-    return optax.tree.norm(values, squared=True) * self.decay / 2
-
   def implicit_penalty(self, x, path="kernel"):
     del path
     size = jnp.abs(jnp.asarray(x))
-    total = jnp.sum(size ** (2 / self.depth))
-    return total * self.decay * self.depth / 2
+    return jnp.sum(size ** (2 / self.depth)) * self.depth / 2
 
 
-def spred(*, offset: jax.typing.ArrayLike = 0.1) -> FactorProduct:
+def spred(
+  *, offset: jax.typing.ArrayLike = 0.1, mask: Mask | None = kernels
+) -> FactorProduct:
   r"""spred: weights x = u v solve the L1 penalty by plain SGD.
 
   .. math::
-    S(u, v) = \frac12\left(\|u\|^2 + \|v\|^2\right), \qquad R(x) = \|x\|_1
+    R(x) = \min_{uv = x} \frac12\left(\|u\|^2 + \|v\|^2\right) = \|x\|_1
 
   Args:
     offset: how unequal the factors start, >= 0; see :class:`FactorProduct`.
+    mask: which leaves have latents; see :class:`rewa_jax.Method`.
 
   Returns:
     A :class:`FactorProduct` of depth 2.
@@ -98,23 +96,29 @@ def spred(*, offset: jax.typing.ArrayLike = 0.1) -> FactorProduct:
     Ziyin and Wang, `spred: Solving L1 Penalty with SGD
     <https://arxiv.org/abs/2210.01212>`_, 2023
   """
-  return FactorProduct(2, 1.0, offset)
+  return FactorProduct(2, offset, mask=mask)
 
 
 def deep_weight_factorization(
-  depth: int, *, offset: jax.typing.ArrayLike = 0.1
+  depth: int,
+  *,
+  offset: jax.typing.ArrayLike = 0.1,
+  mask: Mask | None = kernels,
 ) -> FactorProduct:
   r"""DWF: weights are products of D factors.
 
   .. math::
-    S(w) = \frac1D\sum_{i=1}^D \|w_i\|^2, \qquad R(x) = \sum_j |x_j|^{2/D}
+    R(x) = \min_w \frac12\sum_{i=1}^D \|w_i\|^2 = \frac D2\sum_j |x_j|^{2/D}
 
   It wants a large learning rate and no momentum, and factors drawn by
-  :func:`draw_factors` rather than split from drawn weights.
+  :func:`draw_factors` rather than split from drawn weights. Split, it is ReWA's
+  power with untied factors and no adaptive step. The paper's penalty has 1/D in
+  place of 1/2: its strength is D/2 times the weight decay here.
 
   Args:
     depth: D, the number of factors, an integer >= 2; 2 is :func:`spred`.
     offset: how unequal the factors start, >= 0; see :class:`FactorProduct`.
+    mask: which leaves have latents; see :class:`rewa_jax.Method`.
 
   Returns:
     A :class:`FactorProduct`.
@@ -127,56 +131,25 @@ def deep_weight_factorization(
     >>> from rewa_jax import baselines
     >>> method = baselines.deep_weight_factorization(4)
     >>> float(method.implicit_penalty([9.0, -1.0]))
-    4.0
+    8.0
 
   References:
     Kolb et al., Deep Weight Factorization: Sparse Learning Through the Lens of
     Artificial Symmetries, ICLR 2025
   """
-  check_depth(depth)
-  return FactorProduct(depth, 2 / depth, offset)
-
-
-def untied_power(
-  depth: int, *, offset: jax.typing.ArrayLike = 0.1
-) -> FactorProduct:
-  r"""The power of ReWA with K untied factors and no adaptive step.
-
-  .. math::
-    S(w) = \frac12\sum_{i=1}^K \|w_i\|^2, \qquad
-    R(x) = \frac K2\sum_j |x_j|^{2/K}
-
-  Args:
-    depth: K, the number of factors, an integer >= 2.
-    offset: how unequal the factors start, >= 0; see :class:`FactorProduct`.
-
-  Returns:
-    A :class:`FactorProduct`.
-
-  Raises:
-    ValueError: if an argument is out of range.
-    TypeError: if depth is no integer.
-
-  Examples:
-    >>> from rewa_jax import baselines
-    >>> float(baselines.untied_power(4).implicit_penalty([9.0, -1.0]))
-    8.0
-
-  References:
-    Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, problem [Cp]
-  """
-  return FactorProduct(depth, 1.0, offset)
+  return FactorProduct(depth, offset, mask=mask)
 
 
 @dataclasses.dataclass(frozen=True)
-class HadamardDifference(Reparameterization):
+class HadamardDifference(Method):
   r"""Weights as a difference of two powers, under weight decay on both.
 
   .. math::
-    x = u^k - v^k, \qquad S(u, v) = \|u\|^2 + \|v\|^2, \qquad
-    R(x) = \sum_j |x_j|^{2/k}
+    x = u^k - v^k, \qquad R(x) = \min_{u, v} \frac12\left(\|u\|^2 + \|v\|^2
+    \right) = \frac12\sum_j |x_j|^{2/k}
 
-  At the least S of all u, v with this difference, one of the two is zero.
+  At the minimum one of the two is zero. The paper's penalty has no 1/2: its
+  strength is half the weight decay here.
 
   Attributes:
     k: the power, an integer >= 2; 2 solves the L1 penalty.
@@ -184,6 +157,7 @@ class HadamardDifference(Reparameterization):
       weights: :math:`u^k, v^k = (\sqrt{x^2 + \text{offset}^2} \pm x) / 2`. With
       offset 0 the smaller one starts and stays at zero, and a weight cannot
       change its sign.
+    mask: which leaves have latents; see :class:`rewa_jax.Method`.
 
   Raises:
     ValueError: if k or offset is out of range.
@@ -192,7 +166,7 @@ class HadamardDifference(Reparameterization):
   Examples:
     >>> from rewa_jax import baselines
     >>> float(baselines.HadamardDifference(2).implicit_penalty([3.0, -1.0]))
-    4.0
+    2.0
 
   References:
     Kolb et al., `Smoothing the Edges: Smooth Optimization for Sparse
@@ -200,16 +174,18 @@ class HadamardDifference(Reparameterization):
     <https://arxiv.org/abs/2307.03571>`_, 2023
   """
 
-  k: int = 2
-  offset: jax.typing.ArrayLike = 0.1
+  k: int = dataclasses.field(default=2, metadata=STATIC)
+  offset: jax.typing.ArrayLike = dataclasses.field(
+    default=0.1, metadata=NOT_THE_MAP
+  )
 
   def __post_init__(self):
     check_depth(self.k, "k")
     check_number("offset", self.offset, at_least=0)
 
   @property
-  def parts(self):
-    return 2
+  def decays(self):
+    return (True, True)
 
   def split(self, path, x):
     del path
@@ -228,12 +204,9 @@ class HadamardDifference(Reparameterization):
     u, v = values
     return u**self.k - v**self.k
 
-  def smooth_penalty(self, *values):
-    return optax.tree.norm(values, squared=True)
-
   def implicit_penalty(self, x, path="kernel"):
     del path
-    return jnp.sum(jnp.abs(jnp.asarray(x)) ** (2 / self.k))
+    return jnp.sum(jnp.abs(jnp.asarray(x)) ** (2 / self.k)) / 2
 
 
 def check_depth(depth: int, name: str = "depth") -> None:

@@ -1,13 +1,24 @@
-"""Which leaves of a parameter tree are reparameterized."""
+"""Which leaves of a tree are reparameterized, decayed, penalized, counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from rewa_jax.checks import check_floating, leaf_paths, path_name, strip_box
+from rewa_jax._checks import check_floating
+from rewa_jax._trees import (
+  Path,
+  check_params,
+  check_shapes,
+  leaf_names,
+  leaf_path,
+  path_name,
+  strip_part,
+  with_paths,
+)
 
 Mask = Any | Callable[[Any], Any]
 
@@ -60,18 +71,19 @@ def kernels(params: Any) -> Any:
     raise ValueError(
       f"No leaf is named {', '.join(_KERNEL_NAMES[:-1])} or"
       f" {_KERNEL_NAMES[-1]}, so nothing would be reparameterized. The leaves"
-      f" are {leaf_paths(params)}. Pass mask, a tree of bools or a function"
+      f" are {leaf_names(params)}. Pass mask, a tree of bools or a function"
       " of params that returns one."
     )
   return mask
 
 
-def select(mask: Mask | None, params: Any) -> Any:
-  """Returns a bool for every leaf of params.
+def selected(mask: Mask | None, params: Any) -> list[bool]:
+  """Returns a bool for every leaf of params, in the order of jax.tree.leaves.
 
   Args:
     mask: a tree of bools with the structure of params or a prefix of it, a
-      function of params that returns one, or None for every leaf.
+      function of params that returns one, or None for every leaf. Leaves are
+      found by their paths, so dicts may be frozen or states of NNX on one side.
     params: the tree to select from.
 
   Raises:
@@ -79,52 +91,102 @@ def select(mask: Mask | None, params: Any) -> Any:
     TypeError: if a leaf of the mask is no bool, or a selected leaf of params is
       not floating point; the message names its path.
   """
-  if mask is None:
-    mask = True
-  elif isinstance(mask, _Kernels):
-    mask = kernels(params)
-  elif callable(mask):
-    mask = mask(params)
-  for path, selected in jax.tree_util.tree_leaves_with_path(mask):
-    if not isinstance(selected, (bool, np.bool_)):
-      raise TypeError(
-        f"mask must have bools as leaves, got {selected!r} at"
-        f" {path_name(path)}."
-      )
-  try:
-    full = jax.tree.map(
-      lambda selected, part: jax.tree.map(lambda _: bool(selected), part),
-      mask,
-      params,
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  chosen = _chosen(mask, params, [leaf_path(path) for path, _ in leaves])
+  for is_chosen, (path, leaf) in zip(chosen, leaves):
+    if is_chosen:
+      check_floating(path_name(path), leaf)
+  return chosen
+
+
+def select(mask: Mask | None, params: Any) -> Any:
+  """Returns :func:`selected` as a tree of the structure of params."""
+  return jax.tree.unflatten(jax.tree.structure(params), selected(mask, params))
+
+
+def transform_selected(
+  fn: Callable[[str, Any, Any], Any], mask: Mask | None
+) -> optax.GradientTransformationExtraArgs:
+  """Replaces updates of selected leaves by fn(path, update, leaf of params)."""
+
+  def init_fn(params):
+    selected(mask, params)
+    return optax.EmptyState()
+
+  def update_fn(updates, state, params=None, **extra_args):
+    del extra_args
+    return update_selected(fn, mask, updates, params), state
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def update_selected(
+  fn: Callable[[str, Any, Any], Any],
+  mask: Mask | None,
+  updates: Any,
+  params: Any,
+) -> Any:
+  """Returns updates, those of selected leaves by fn in the dtype of params."""
+  check_params(params)
+  steps = check_shapes("updates", updates, "params", params)
+  changed = [
+    jnp.asarray(fn(path, u, jnp.asarray(x))).astype(jnp.result_type(x))
+    if is_selected and u is not None
+    else u
+    for is_selected, (path, x), u in zip(
+      selected(mask, params), with_paths(params), steps
     )
-  except ValueError as error:
+  ]
+  return jax.tree.unflatten(jax.tree.structure(params), changed)
+
+
+def _chosen(mask: Any, params: Any, paths: list[Path]) -> list[bool]:
+  if mask is None:
+    return [True] * len(paths)
+  if isinstance(mask, _Kernels):
+    mask = kernels
+  if callable(mask) and jax.tree_util.all_leaves([mask]):
+    mask = mask(params)
+  elif jnp.isscalar(mask) and paths != [()]:
+    raise TypeError(
+      f"mask must be a tree of bools, a function or None, got {mask!r}. Under"
+      " optax.inject_hyperparams a function is taken for a schedule: name mask"
+      " in its static_args, or let a method carry the mask."
+    )
+  marks = {}
+  for path, mark in jax.tree_util.tree_leaves_with_path(mask):
+    if not isinstance(mark, (bool, np.bool_)):
+      raise TypeError(
+        f"mask must have bools as leaves, got {mark!r} at {path_name(path)}."
+      )
+    marks[leaf_path(path)] = bool(mark)
+  covering = [
+    next((p for p in _prefixes(path) if p in marks), None) for path in paths
+  ]
+  if None in covering or marks.keys() - set(covering) - _empty(params):
     raise ValueError(
       "mask must have the structure of params or a prefix of it. mask has the"
-      f" leaves {leaf_paths(mask)}, params has {leaf_paths(params)}."
-    ) from error
-  jax.tree_util.tree_map_with_path(
-    lambda path, selected, leaf: (
-      selected and check_floating(path_name(path), leaf)
-    ),
-    full,
-    params,
-  )
-  return full
+      f" leaves {leaf_names(mask)}, params has {leaf_names(params)}."
+    )
+  return [marks[prefix] for prefix in covering]
 
 
-def map_selected(
-  fn: Callable[[Any], Any], mask: Mask | None, params: Any
-) -> Any:
-  """Applies fn to the selected leaves and leaves the others as in params."""
-  return jax.tree.map(
-    lambda selected, leaf: fn(leaf) if selected else leaf,
-    select(mask, params),
-    params,
+def _prefixes(path: Path) -> Iterator[Path]:
+  """Yields a path and those of the nodes above it, the longest first."""
+  return (path[:i] for i in range(len(path), -1, -1))
+
+
+def _empty(tree: Any) -> set[Path]:
+  """Returns the paths of subtrees without leaves, None among them."""
+  nodes = jax.tree_util.tree_leaves_with_path(
+    tree, is_leaf=lambda node: not jax.tree.leaves(node)
   )
+  return {leaf_path(path) for path, node in nodes if not jax.tree.leaves(node)}
 
 
 def _is_kernel(path: jax.tree_util.KeyPath, leaf: Any, params: Any) -> bool:
-  path = strip_box(path)
+  # What stands for one weight in several arrays is named after it.
+  path = path[: len(strip_part(leaf_path(path)))]
   name = _key_name(path[-1]) if path else ""
   if name not in _KERNEL_NAMES:
     return False

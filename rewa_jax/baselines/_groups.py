@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from rewa_jax.power import wide_dtype
+from rewa_jax._power import wide_dtype
 
 Groups = (
   Literal["output", "input", "rows", "heads"]
@@ -61,7 +61,7 @@ def group_axes(groups: Groups, path: str, leaf: Any) -> tuple[int, ...]:
 
   Examples:
     >>> import jax.numpy as jnp
-    >>> from rewa_jax.baselines.groups import group_axes
+    >>> from rewa_jax.baselines import group_axes
     >>> kernel = jnp.ones((3, 3, 16, 32))
     >>> group_axes("output", "conv/kernel", kernel)
     (3,)
@@ -120,7 +120,7 @@ def group_norms(x: jax.typing.ArrayLike, axes: tuple[int, ...]) -> jax.Array:
 
   Examples:
     >>> import jax.numpy as jnp
-    >>> from rewa_jax.baselines.groups import group_norms
+    >>> from rewa_jax.baselines import group_norms
     >>> group_norms(jnp.array([[3.0, 0.0], [4.0, 0.0]]), (1,))
     Array([[5., 0.]], dtype=float32)
   """

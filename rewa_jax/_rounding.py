@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from optax._src.base import NO_PARAMS_MSG
 
-from rewa_jax.checks import check_shapes
+from rewa_jax._trees import check_params, check_shapes
 
 
 class RoundStochasticallyState(NamedTuple):
@@ -65,7 +64,8 @@ def round_stochastically(
     >>> import jax.numpy as jnp
     >>> import optax
     >>> import rewa_jax
-    >>> sgd = rewa_jax.rewa_sgd(0.1, k=3, m=2, weight_decay=0.01)
+    >>> rewa = rewa_jax.Rewa(k=3, m=2)
+    >>> sgd = rewa_jax.sgd(0.1, rewa, weight_decay=0.01)
     >>> rounded = optax.chain(
     ...   sgd, rewa_jax.round_stochastically(jax.random.key(0)))
     >>> def decay(solver):
@@ -94,8 +94,7 @@ def round_stochastically(
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
-    if params is None:
-      raise ValueError(NO_PARAMS_MSG)
+    check_params(params)
     leaves, treedef = jax.tree.flatten(params)
     steps = check_shapes("updates", updates, "params", params)
     narrow = [

@@ -5,27 +5,26 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from rewa_jax.baselines.reparameterization import Reparameterization
-from rewa_jax.checks import check_number
+from rewa_jax._checks import check_number
+from rewa_jax._method import NOT_THE_MAP, Method
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftThreshold(Reparameterization):
+class SoftThreshold(Method):
   r"""STR: weights are soft-thresholded at a learned level.
 
   .. math::
-    x = \operatorname{sign}(w)\max(|w| - \sigma(s), 0), \qquad
-    S(w, s) = \frac12\left(\|w\|^2 + s^2\right)
+    x = \operatorname{sign}(w)\max(|w| - \sigma(s), 0)
 
   with one number s for each array and the logistic function
-  :math:`\sigma`. The decay of s towards 0 raises the threshold from
-  :math:`\sigma(\text{start})`. There is no penalty on weights alone that this
-  amounts to.
+  :math:`\sigma`. Weight decay reaches both w and s: the decay of s towards 0
+  raises the threshold from :math:`\sigma(\text{start})`. There is no penalty on
+  weights alone that this amounts to.
 
   Attributes:
     start: s at the start, in -20 to 0 as a rule. It may be traced.
+    mask: which leaves have latents; see :class:`rewa_jax.Method`.
 
   Raises:
     ValueError: if start is not finite.
@@ -35,8 +34,7 @@ class SoftThreshold(Reparameterization):
     >>> from rewa_jax import baselines
     >>> method = baselines.SoftThreshold(start=-1.0)
     >>> latents = method.to_latents({"kernel": jnp.array([0.5, -0.1, 0.0])})
-    >>> w, s = latents["kernel"].values
-    >>> print("{:.3f} {:.3f} {:.3f}".format(*w))
+    >>> print("{:.3f} {:.3f} {:.3f}".format(*latents["kernel"]["latent_0"]))
     0.769 -0.369 0.000
 
   References:
@@ -44,14 +42,16 @@ class SoftThreshold(Reparameterization):
     Sparsity <https://arxiv.org/abs/2002.03231>`_, 2020
   """
 
-  start: jax.typing.ArrayLike = -5.0
+  start: jax.typing.ArrayLike = dataclasses.field(
+    default=-5.0, metadata=NOT_THE_MAP
+  )
 
   def __post_init__(self):
     check_number("start", self.start, at_least=-math.inf)
 
   @property
-  def parts(self):
-    return 2
+  def decays(self):
+    return (True, True)
 
   def split(self, path, x):
     del path
@@ -61,9 +61,6 @@ class SoftThreshold(Reparameterization):
   def join(self, *values):
     w, s = values
     return jnp.sign(w) * jax.nn.relu(jnp.abs(w) - jax.nn.sigmoid(s))
-
-  def smooth_penalty(self, *values):
-    return optax.tree.norm(values, squared=True) / 2
 
   def implicit_penalty(self, x, path="kernel"):
     raise NotImplementedError(

@@ -5,11 +5,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG
 
-from rewa_jax.checks import check_number, check_shapes
-from rewa_jax.masks import Mask, kernels, select
-from rewa_jax.sparsity import prune
+from rewa_jax._checks import check_number
+from rewa_jax._masks import Mask, kernels, select
+from rewa_jax._pruning import prune
+from rewa_jax._trees import check_params, check_shapes
 
 
 class GradualPruningState(NamedTuple):
@@ -105,8 +105,7 @@ def gradual_pruning(
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
-    if params is None:
-      raise ValueError(NO_PARAMS_MSG)
+    check_params(params)
     leaves, treedef = jax.tree.flatten(params)
     ahead = check_shapes("updates", updates, "params", params)
     masks = treedef.flatten_up_to(state.masks)

@@ -1,14 +1,15 @@
 """Proximal steps: exact zeros from any penalty with a proximal map."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG
 
-from rewa_jax.baselines.penalties import SparsePenalty
-from rewa_jax.checks import check_number, check_shapes, path_name
-from rewa_jax.masks import Mask, kernels, select
-from rewa_jax.power import wide_dtype
+from rewa_jax._checks import check_number
+from rewa_jax._masks import Mask, kernels, selected, update_selected
+from rewa_jax._power import wide_dtype
+from rewa_jax.baselines._penalties import SparsePenalty
 
 
 def proximal_step(
@@ -30,7 +31,7 @@ def proximal_step(
   exactly zero after :func:`optax.apply_updates`.
 
   Args:
-    penalty: P, one of :mod:`rewa_jax.baselines.penalties`, or anything with
+    penalty: P, one of :mod:`rewa_jax.baselines`, or anything with
       their ``prox``.
     learning_rate: :math:`\eta_t` >= 0, a number or a schedule: the one that u
       was made with. May be traced.
@@ -54,8 +55,8 @@ def proximal_step(
 
     >>> import jax.numpy as jnp
     >>> import optax
-    >>> from rewa_jax.baselines.penalties import MCP
-    >>> from rewa_jax.baselines.proximal import proximal_step
+    >>> from rewa_jax.baselines import MCP
+    >>> from rewa_jax.baselines import proximal_step
     >>> def solver(strength):
     ...   return optax.chain(
     ...     optax.sgd(0.1), proximal_step(MCP(strength), 0.1))
@@ -80,36 +81,26 @@ def proximal_step(
     check_number("learning_rate", learning_rate, at_least=0)
 
   def init_fn(params):
-    select(mask, params)
+    selected(mask, params)
     if callable(learning_rate):
       return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
     return optax.EmptyState()
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
-    if params is None:
-      raise ValueError(NO_PARAMS_MSG)
-    step = learning_rate
+    step: Any = learning_rate
     if callable(learning_rate):
       step = learning_rate(state.count)
       state = optax.ScaleByScheduleState(optax.safe_increment(state.count))
-    selected = jax.tree.leaves(select(mask, params))
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    ahead = check_shapes("updates", updates, "params", params)
-    moved = [
-      _step(penalty, path_name(path), x, u, step) if s and u is not None else u
-      for s, (path, x), u in zip(selected, leaves, ahead)
-    ]
-    return jax.tree.unflatten(treedef, moved), state
+
+    def move(path, u, x):
+      wide = wide_dtype(x)
+      z = penalty.prox(x.astype(wide) + jnp.asarray(u).astype(wide), step, path)
+      return z.astype(x.dtype) - x
+
+    return update_selected(move, mask, updates, params), state
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _step(penalty, path, x, u, step):
-  x = jnp.asarray(x)
-  wide = wide_dtype(x)
-  z = penalty.prox(x.astype(wide) + jnp.asarray(u).astype(wide), step, path)
-  return z.astype(x.dtype) - x
 
 
 def proximal_sgd(
@@ -132,7 +123,7 @@ def proximal_sgd(
 
   Args:
     learning_rate: :math:`\eta_t`, a number or a schedule.
-    penalty: P, one of :mod:`rewa_jax.baselines.penalties`.
+    penalty: P, one of :mod:`rewa_jax.baselines`.
     momentum: decay of the momentum, or None for none.
     nesterov: whether the momentum is Nesterov's.
     mask: which leaves are penalized: a tree of bools with the structure of
@@ -151,8 +142,8 @@ def proximal_sgd(
     >>> import jax
     >>> import jax.numpy as jnp
     >>> import optax
-    >>> from rewa_jax.baselines.penalties import L1
-    >>> from rewa_jax.baselines.proximal import proximal_sgd
+    >>> from rewa_jax.baselines import L1
+    >>> from rewa_jax.baselines import proximal_sgd
     >>> target = jnp.array([1.0, 0.05])
     >>> loss = lambda params: 0.5 * jnp.sum((params["w"] - target) ** 2)
     >>> solver = proximal_sgd(0.1, L1(0.1))
@@ -191,7 +182,7 @@ def proximal_adam(
 
   Args:
     learning_rate: :math:`\eta_t`, a number or a schedule.
-    penalty: P, one of :mod:`rewa_jax.baselines.penalties`.
+    penalty: P, one of :mod:`rewa_jax.baselines`.
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
     eps: Adam's term in the denominator.
@@ -210,8 +201,8 @@ def proximal_adam(
   Examples:
     >>> import jax.numpy as jnp
     >>> import optax
-    >>> from rewa_jax.baselines.penalties import L1
-    >>> from rewa_jax.baselines.proximal import proximal_adam
+    >>> from rewa_jax.baselines import L1
+    >>> from rewa_jax.baselines import proximal_adam
     >>> solver = proximal_adam(0.1, L1(0.5))
     >>> params = {"w": jnp.array([1.0, 0.125])}
     >>> state = solver.init(params)

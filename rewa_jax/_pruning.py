@@ -1,0 +1,97 @@
+"""Cutting off what is small."""
+
+import itertools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from rewa_jax._checks import check_number
+from rewa_jax._masks import Mask, kernels, selected
+from rewa_jax._method import Method, weights_and_mask
+
+
+def prune(
+  params: Any,
+  *,
+  threshold: jax.typing.ArrayLike | None = None,
+  sparsity: jax.typing.ArrayLike | None = None,
+  scope: Literal["global", "leaf"] = "global",
+  mask: Mask | None = kernels,
+  method: Method | None = None,
+) -> tuple[Any, Any]:
+  """Sets the smallest weights to zero.
+
+  Args:
+    params: a tree of weights, or of latents of the given method.
+    threshold: prune entries with absolute value <= threshold, >= 0.
+    sparsity: prune this share of the entries, 0 to 1, those of the smallest
+      absolute value; of equal ones the first. Give either this or threshold.
+    scope: what sparsity is a share of: ``"global"``, all selected leaves
+      together, or ``"leaf"``, each on its own.
+    mask: which leaves to prune: a tree of bools with the structure of params or
+      a prefix of it, a function that returns one, or None for all.
+    method: what params are latents of; its mask takes the place of mask. None
+      says that params are weights.
+
+  Returns:
+    The pruned weights, of which ``method.to_latents`` makes latents again, and
+    masks: a tree of bool arrays of the same structure and shapes, False where a
+    weight is zero by pruning or was before; all True on leaves not selected.
+    Multiplying updates of weights by masks keeps zeros zero.
+
+  Raises:
+    ValueError: if not exactly one of threshold and sparsity is given, either is
+      out of range, scope is unknown, params hold latents without a method or
+      of another, or the mask does not fit params or selects nothing by name.
+    TypeError: if a selected leaf is not floating point.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rewa_jax
+    >>> params = {"w": jnp.array([0.1, -3.0, 0.0, 2.0])}
+    >>> pruned, masks = rewa_jax.prune(params, sparsity=0.5)
+    >>> print(pruned["w"], masks["w"])
+    [ 0. -3.  0.  2.] [False  True False  True]
+  """
+  if scope not in ("global", "leaf"):
+    raise ValueError(f"scope must be 'global' or 'leaf', got {scope!r}.")
+  params, mask = weights_and_mask(params, mask, method)
+  chosen = selected(mask, params)
+  leaves, treedef = jax.tree.flatten(params)
+  weights = [jnp.asarray(leaf) for c, leaf in zip(chosen, leaves) if c]
+  if threshold is not None and sparsity is None:
+    check_number("threshold", threshold, at_least=0)
+    kept = [~(jnp.abs(leaf) <= threshold) for leaf in weights]
+  elif sparsity is not None and threshold is None:
+    check_number("sparsity", sparsity, at_least=0, at_most=1)
+    kept = _largest(weights, 1 - sparsity, scope)
+  else:
+    raise ValueError(
+      "Give exactly one of threshold and sparsity, got"
+      f" threshold={threshold}, sparsity={sparsity}."
+    )
+  kept = iter(kept)
+  masks = [
+    next(kept) & (leaf != 0) if c else jnp.ones(jnp.shape(leaf), bool)
+    for c, leaf in zip(chosen, leaves)
+  ]
+  pruned = [
+    jnp.where(keep, leaf, 0) if c else leaf
+    for c, leaf, keep in zip(chosen, leaves, masks)
+  ]
+  return treedef.unflatten(pruned), treedef.unflatten(masks)
+
+
+def _largest(leaves, share, scope):
+  """Returns for each leaf which entries are among the largest."""
+  if scope == "leaf":
+    return [_largest([leaf], share, "global")[0] for leaf in leaves]
+  if not leaves:
+    return []
+  sizes = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in leaves])
+  rank = jnp.argsort(jnp.argsort(sizes))
+  kept = rank >= sizes.size - round(share * sizes.size)
+  ends = list(itertools.accumulate(leaf.size for leaf in leaves))
+  parts = jnp.split(kept, ends[:-1])
+  return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves)]

@@ -1,0 +1,394 @@
+"""Optimizers of latents, as optax transformations."""
+
+import jax
+import optax
+
+from rewa_jax._checks import Gradient, check_number
+from rewa_jax._masks import Mask, kernels, transform_selected
+from rewa_jax._method import Method
+from rewa_jax._rewa import Rewa
+
+
+def scale_by_method(
+  method: Method,
+) -> optax.GradientTransformationExtraArgs:
+  """Scales gradients by what a method has in the place of an adaptive step.
+
+  That is :func:`scale_by_rewa` for :class:`Rewa` and nothing for most others.
+  An optimizer of one's own is a chain of this, a rule such as
+  ``optax.scale_by_lion()``, ``optax.add_decayed_weights(weight_decay,
+  mask=method.decaying)`` and the learning rate.
+
+  Args:
+    method: the method that made the latents.
+
+  Returns:
+    A stateless :class:`optax.GradientTransformationExtraArgs` whose ``update``
+    needs params, the latents, and whose updates keep the dtype of params.
+
+  Raises:
+    ValueError: if params hold no latents of the method or its mask does not fit
+      them; on ``update``, if params are missing or updates differ from them in
+      structure or shape.
+    TypeError: if a selected leaf is not floating point.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rewa_jax
+    >>> rewa = rewa_jax.Rewa(k=3, m=1)
+    >>> solver = rewa_jax.scale_by_method(rewa)
+    >>> latents = {"w": jnp.array([2.0, 0.0]), "b": jnp.array([2.0])}
+    >>> grads = {"w": jnp.array([1.0, 1.0]), "b": jnp.array([1.0])}
+    >>> updates, _ = solver.update(grads, solver.init(latents), latents)
+    >>> print(updates["w"], updates["b"])
+    [2. 0.] [1.]
+  """
+  return transform_selected(
+    lambda path, g, y: method.scale(g, y), method.decaying
+  )
+
+
+def scale_by_rewa(
+  k: jax.typing.ArrayLike,
+  m: jax.typing.ArrayLike = 0.0,
+  eps: jax.typing.ArrayLike = 0.0,
+  *,
+  mask: Mask | None = None,
+  gradient: Gradient = "weight",
+) -> optax.GradientTransformationExtraArgs:
+  r"""Scales gradients by ReWA's adaptive step.
+
+  With latents y, weights :math:`x = \operatorname{sign}(y)|y|^k` and the
+  gradient g of the loss with respect to the weights, the update is
+
+  .. math::
+    s(y)\,g, \qquad s(y) = |y|^m \, \frac{|y|^{k-1}}{|y|^{k-1} + \epsilon},
+
+  and exactly :math:`|y|^m g` for eps = 0, also at y = 0, where 0^0 is 1.
+
+  Args:
+    k: the power, one number >= 1. May be traced, as m and eps may.
+    m: makes the step vanish with the latent, 0 <= m <= k - 1.
+    eps: slows latents with :math:`|y|^{k-1}` below it, >= 0.
+    mask: which leaves to scale: a tree of bools with the structure of params or
+      a prefix of it, a function that returns one, or None for all.
+    gradient: the convention of the incoming gradients. ``"weight"``: they are
+      gradients with respect to the weights. ``"latent"``: they are gradients
+      with respect to the latents, :math:`k|y|^{k-1}g`, and are divided by
+      :math:`k(|y|^{k-1} + \epsilon)`. Both give the same update wherever
+      nothing underflows.
+
+  Returns:
+    A stateless :class:`optax.GradientTransformationExtraArgs` whose ``update``
+    needs params, the latents, and whose updates keep the dtype of params.
+
+  Raises:
+    ValueError: if k, m, eps or gradient are out of range; on ``update``, if
+      params are missing or updates differ from them in structure or shape.
+    TypeError: if a selected leaf is not floating point.
+
+  Examples:
+    By hand what :func:`rewa_sgd` does, with weight decay inside the momentum:
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import rewa_jax
+    >>> solver = optax.chain(
+    ...     rewa_jax.scale_by_rewa(k=3, m=1), optax.sgd(0.1, momentum=0.9))
+    >>> latents = {"w": jnp.array([2.0, 0.0])}
+    >>> state = solver.init(latents)
+    >>> grads = {"w": jnp.array([1.0, 1.0])}
+    >>> updates, state = solver.update(grads, state, latents)
+    >>> updates
+    {'w': Array([-0.2, -0. ], dtype=float32)}
+
+  References:
+    Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 1.
+    The authors' public code has :math:`k|y|^{k-1}` in place of
+    :math:`|y|^{k-1}`: its eps is k times the one here.
+  """
+  return scale_by_method(Rewa(k, m, eps, mask=mask, gradient=gradient))
+
+
+def sgd(
+  learning_rate: optax.ScalarOrSchedule,
+  method: Method,
+  *,
+  weight_decay: optax.ScalarOrSchedule,
+  momentum: jax.typing.ArrayLike | None = None,
+  nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  r"""SGD on the latents of a method.
+
+  .. math::
+    y \leftarrow (1 - \eta_t\lambda)\,y - \eta_t\,s(y)\,g
+
+  with s the method's adaptive step (:class:`Rewa`'s, 1 for most others); plain
+  SGD without decay on leaves that have no latents. The decay stays outside the
+  momentum.
+
+  Args:
+    learning_rate: :math:`\eta_t`, a number or a schedule.
+    method: the method that made the latents.
+    weight_decay: :math:`\lambda` >= 0, a number or a schedule, applied to the
+      latents: the penalty on weights is ``method.implicit_penalty`` times
+      :math:`\lambda` (with momentum, which counts the gradient
+      1 / (1 - momentum) times, times :math:`(1 - \text{momentum})\lambda`). How
+      strongly it shrinks weights by the end of training is
+      :func:`decay_budget`.
+    momentum: decay of the momentum, or None for none.
+    nesterov: whether the momentum is Nesterov's.
+
+  Returns:
+    A :class:`optax.GradientTransformationExtraArgs` on latents.
+
+  Raises:
+    ValueError: if weight_decay is out of range, params hold no latents of the
+      method, or params and updates do not belong together.
+    TypeError: if a selected leaf is not floating point.
+
+  Examples:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import rewa_jax
+    >>> rewa = rewa_jax.Rewa(k=3, m=2)
+    >>> target = jnp.array([1.0, 0.1])
+    >>> def loss(latents):
+    ...   return 0.5 * jnp.sum((rewa.to_weights(latents)["w"] - target) ** 2)
+    >>> latents = rewa.to_latents({"w": jnp.array([0.125, 0.125])})
+    >>> solver = rewa_jax.sgd(0.1, rewa, weight_decay=0.1)
+    >>> state = solver.init(latents)
+    >>> @jax.jit
+    ... def step(latents, state):
+    ...   grads = jax.grad(loss)(latents)
+    ...   updates, state = solver.update(grads, state, latents)
+    ...   return optax.apply_updates(latents, updates), state
+    >>> for _ in range(1000):
+    ...   latents, state = step(latents, state)
+    >>> print("{:.2f} {:.2f}".format(*rewa.to_weights(latents)["w"]))
+    0.90 0.00
+
+  References:
+    Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 1.
+    The authors' public code puts the decay inside the momentum buffer, where
+    it acts about 1 / (1 - momentum) times as strongly as here.
+  """
+  rule = optax.identity()
+  if momentum is not None:
+    rule = optax.trace(decay=momentum, nesterov=nesterov)
+  return _chain(rule, learning_rate, method, weight_decay)
+
+
+def adamw(
+  learning_rate: optax.ScalarOrSchedule,
+  method: Method,
+  *,
+  weight_decay: optax.ScalarOrSchedule,
+  b1: jax.typing.ArrayLike = 0.9,
+  b2: jax.typing.ArrayLike = 0.999,
+  adam_eps: jax.typing.ArrayLike = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+  r"""AdamW on the latents of a method.
+
+  .. math::
+    y \leftarrow (1 - \eta_t\lambda)\,y - \eta_t\,\mathrm{Adam}(s(y)\,g)
+
+  with s the method's adaptive step (:class:`Rewa`'s, 1 for most others); Adam
+  without decay on leaves that have no latents. Adam adapts the step already, so
+  for :class:`Rewa` the paper advises m = 0 and eps > 0 here. As with AdamW,
+  what is solved is not the penalized problem itself: Adam rescales the loss
+  alone.
+
+  Args:
+    learning_rate: :math:`\eta_t`, a number or a schedule.
+    method: the method that made the latents.
+    weight_decay: :math:`\lambda` >= 0, a number or a schedule, applied to the
+      latents.
+    b1: decay of Adam's first moment.
+    b2: decay of Adam's second moment.
+    adam_eps: Adam's term in the denominator.
+
+  Returns:
+    A :class:`optax.GradientTransformationExtraArgs` on latents.
+
+  Raises:
+    ValueError: if weight_decay is out of range, params hold no latents of the
+      method, or params and updates do not belong together.
+    TypeError: if a selected leaf is not floating point.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import rewa_jax
+    >>> rewa = rewa_jax.Rewa(k=3, eps=1e-3)
+    >>> solver = rewa_jax.adamw(1e-2, rewa, weight_decay=0.1)
+    >>> latents = rewa.to_latents({"w": jnp.array([8.0, -1.0])})
+    >>> grads = {"w": jnp.array([1.0, 1.0])}
+    >>> updates, _ = solver.update(grads, solver.init(latents), latents)
+    >>> print(optax.apply_updates(latents, updates)["w"])
+    [ 1.988 -1.009]
+
+  References:
+    Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 2
+  """
+  rule = optax.scale_by_adam(b1=b1, b2=b2, eps=adam_eps)
+  return _chain(rule, learning_rate, method, weight_decay)
+
+
+def rewa_sgd(
+  learning_rate: optax.ScalarOrSchedule,
+  k: jax.typing.ArrayLike,
+  m: jax.typing.ArrayLike = 0.0,
+  eps: jax.typing.ArrayLike = 0.0,
+  *,
+  weight_decay: optax.ScalarOrSchedule,
+  momentum: jax.typing.ArrayLike | None = None,
+  nesterov: bool = False,
+  mask: Mask | None = kernels,
+  gradient: Gradient = "weight",
+) -> optax.GradientTransformationExtraArgs:
+  r"""ReWA with SGD: :func:`sgd` of :class:`Rewa`, for chains and injection.
+
+  .. math::
+    y \leftarrow (1 - \eta_t\lambda)\,y - \eta_t\,s(y)\,g
+
+  on the selected leaves, with s(y) as in :func:`scale_by_rewa`; plain SGD
+  without decay on the others. The decay stays outside the momentum.
+
+  Args:
+    learning_rate: :math:`\eta_t`, a number or a schedule.
+    k: the power, one number >= 1. May be traced, as m and eps may.
+    m: 0 <= m <= k - 1. With eps = 0, m > 1 is the paper's Config A.
+    eps: >= 0. With m < 2, eps > 0 is the paper's Config B.
+    weight_decay: :math:`\lambda` >= 0, a number or a schedule, applied to the
+      latents. How strongly it shrinks weights by the end of training is
+      :func:`decay_budget`.
+    momentum: decay of the momentum, or None for none.
+    nesterov: whether the momentum is Nesterov's.
+    mask: which leaves are latents: a tree of bools with the structure of params
+      or a prefix of it, a function that returns one, or None for all.
+    gradient: the convention of the incoming gradients; see
+      :func:`scale_by_rewa`.
+
+  Returns:
+    A :class:`optax.GradientTransformationExtraArgs` on latents.
+
+  Raises:
+    ValueError: if a hyperparameter is out of range, the mask selects nothing by
+      name, or params, updates and state do not belong together.
+    TypeError: if a selected leaf is not floating point.
+
+  Examples:
+    The weight decay as something to schedule or to set from outside:
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import rewa_jax
+    >>> solver = optax.inject_hyperparams(rewa_jax.rewa_sgd)(
+    ...   0.1, k=3, m=2, weight_decay=optax.linear_schedule(0.0, 0.1, 100))
+    >>> latents = {"w": jnp.array([2.0, -1.0])}
+    >>> updates, _ = solver.update(latents, solver.init(latents), latents)
+    >>> print(optax.apply_updates(latents, updates)["w"])
+    [ 1.2 -0.9]
+
+  References:
+    Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 1.
+    The authors' public code puts the decay inside the momentum buffer, where
+    it acts about 1 / (1 - momentum) times as strongly as here.
+  """
+  rewa = Rewa(k, m, eps, mask=mask, gradient=gradient)
+  return sgd(
+    learning_rate,
+    rewa,
+    weight_decay=weight_decay,
+    momentum=momentum,
+    nesterov=nesterov,
+  )
+
+
+def rewa_adamw(
+  learning_rate: optax.ScalarOrSchedule,
+  k: jax.typing.ArrayLike,
+  m: jax.typing.ArrayLike = 0.0,
+  eps: jax.typing.ArrayLike = 0.0,
+  *,
+  weight_decay: optax.ScalarOrSchedule,
+  b1: jax.typing.ArrayLike = 0.9,
+  b2: jax.typing.ArrayLike = 0.999,
+  adam_eps: jax.typing.ArrayLike = 1e-8,
+  mask: Mask | None = kernels,
+  gradient: Gradient = "weight",
+) -> optax.GradientTransformationExtraArgs:
+  r"""ReWA with AdamW: :func:`adamw` of :class:`Rewa`, for chains and injection.
+
+  .. math::
+    y \leftarrow (1 - \eta_t\lambda)\,y - \eta_t\,\mathrm{Adam}(s(y)\,g)
+
+  on the selected leaves, with s(y) as in :func:`scale_by_rewa`; Adam without
+  decay on the others. Adam adapts the step already, so the paper advises m = 0
+  and eps > 0 here.
+
+  Args:
+    learning_rate: :math:`\eta_t`, a number or a schedule.
+    k: the power, one number >= 1. May be traced, as m and eps may.
+    m: 0 <= m <= k - 1.
+    eps: ReWA's eps, >= 0. Adam's own is adam_eps.
+    weight_decay: :math:`\lambda` >= 0, a number or a schedule, applied to the
+      latents.
+    b1: decay of Adam's first moment.
+    b2: decay of Adam's second moment.
+    adam_eps: Adam's term in the denominator.
+    mask: which leaves are latents: a tree of bools with the structure of params
+      or a prefix of it, a function that returns one, or None for all.
+    gradient: the convention of the incoming gradients; see
+      :func:`scale_by_rewa`.
+
+  Returns:
+    A :class:`optax.GradientTransformationExtraArgs` on latents.
+
+  Raises:
+    ValueError: if a hyperparameter is out of range, the mask selects nothing by
+      name, or params, updates and state do not belong together.
+    TypeError: if a selected leaf is not floating point.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import rewa_jax
+    >>> solver = rewa_jax.rewa_adamw(1e-2, k=3, eps=1e-3, weight_decay=0.1)
+    >>> latents = {"w": jnp.array([2.0, -1.0])}
+    >>> state = solver.init(latents)
+    >>> grads = {"w": jnp.array([1.0, 1.0])}
+    >>> updates, state = solver.update(grads, state, latents)
+    >>> print(optax.apply_updates(latents, updates)["w"])
+    [ 1.988 -1.009]
+
+  References:
+    Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 2
+  """
+  rewa = Rewa(k, m, eps, mask=mask, gradient=gradient)
+  return adamw(
+    learning_rate,
+    rewa,
+    weight_decay=weight_decay,
+    b1=b1,
+    b2=b2,
+    adam_eps=adam_eps,
+  )
+
+
+def _chain(
+  rule: optax.GradientTransformation,
+  learning_rate: optax.ScalarOrSchedule,
+  method: Method,
+  weight_decay: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+  if not callable(weight_decay):
+    check_number("weight_decay", weight_decay, at_least=0)
+  return optax.chain(
+    scale_by_method(method),
+    rule,
+    optax.add_decayed_weights(weight_decay, mask=method.decaying),
+    optax.scale_by_learning_rate(learning_rate),
+  )
