@@ -4,7 +4,7 @@ An MLP learns scikit-learn's digits from 1,100 images; 297 choose a penalty and
 400 test the choice, another split for each seed. Every method gets the initial
 weights, batches, steps and learning rate of the dense network, and L1, by
 proximal steps, and ReWA get the same grid of penalties; the grid of a method,
-all seeds, trains as one `jax.vmap`. `methods` shows what ReWA changes.
+all seeds, trains as one `jax.vmap`. `recipes` shows what ReWA changes.
 
 Run in the repository, about a minute on two cores and without a download:
 
@@ -45,7 +45,7 @@ import rewa_jax
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-K, M = 9, 2
+REWA = rewa_jax.Rewa(k=9, m=2)
 PENALTIES = (0.002, 0.004, 0.007, 0.01, 0.014, 0.02, 0.03, 0.04)
 LEARNING_RATE = 0.1
 MOMENTUM = 0.9
@@ -73,37 +73,39 @@ class MLP(nn.Module):
     return nn.Dense(10)(x)
 
 
-class Method(NamedTuple):
-  """All that differs between methods."""
+class Recipe(NamedTuple):
+  """All that differs between dense, L1 and ReWA."""
 
   optimizer: Callable[[optax.Schedule, jax.Array], optax.GradientTransformation]
   penalties: Sequence[float]
-  # From the network's weights to the params that are trained, and back.
-  to_params: Callable[[Any], Any] = lambda weights: weights
-  to_weights: Callable[[Any], Any] = lambda params: params
+  # What the trained params are latents of; None: they are the weights.
+  method: rewa_jax.Method | None = None
+
+  @property
+  def model(self) -> nn.Module:
+    if self.method is None:
+      return MLP()
+    return rewa_jax.linen.Reparameterized(MLP(), self.method)
 
 
-def methods() -> dict[str, Method]:
+def recipes() -> dict[str, Recipe]:
   return {
-    "dense": Method(
+    "dense": Recipe(
       lambda schedule, _: optax.sgd(schedule, MOMENTUM),
       penalties=(0.0,),
     ),
-    "L1": Method(
+    "L1": Recipe(
       lambda schedule, penalty: optax.chain(
         optax.sgd(schedule, MOMENTUM), soft_threshold(schedule, penalty)
       ),
       penalties=PENALTIES,
     ),
-    "ReWA": Method(
-      lambda schedule, penalty: rewa_jax.rewa_sgd(
-        schedule, K, M, weight_decay=penalty, momentum=MOMENTUM
+    "ReWA": Recipe(
+      lambda schedule, penalty: rewa_jax.sgd(
+        schedule, REWA, weight_decay=penalty, momentum=MOMENTUM
       ),
       penalties=PENALTIES,
-      to_params=lambda weights: rewa_jax.to_latents(weights, K),
-      to_weights=lambda latents: rewa_jax.to_weights(
-        latents, K, gradient="weight"
-      ),
+      method=REWA,
     ),
   }
 
@@ -151,25 +153,25 @@ def load_data(seeds: int) -> Data:
 
 
 def train_grid(
-  name: str, method: Method, data: Data, steps: int, seeds: int
+  name: str, recipe: Recipe, data: Data, steps: int, seeds: int
 ) -> Any:
-  """Returns weights with a leading axis: penalty by penalty, all its seeds."""
-  schedule = schedule_of(steps)
+  """Returns params with a leading axis: penalty by penalty, all its seeds."""
+  model, schedule = recipe.model, schedule_of(steps)
   images, labels = data["train"]
 
   def start(penalty, seed):
     init_key, _ = jax.random.split(jax.random.key(seed))
-    params = method.to_params(MLP().init(init_key, images[0]))
-    return params, method.optimizer(schedule, penalty).init(params)
+    params = model.init(init_key, images[0])
+    return params, recipe.optimizer(schedule, penalty).init(params)
 
   def loss(params, images, labels):
-    logits = MLP().apply(method.to_weights(params), images)
+    logits = model.apply(params, images)
     return optax.softmax_cross_entropy_with_integer_labels(
       logits, labels
     ).mean()
 
   def train(carry, counts, penalty, seed):
-    solver = method.optimizer(schedule, penalty)
+    solver = recipe.optimizer(schedule, penalty)
     _, batch_key = jax.random.split(jax.random.key(seed))
 
     def step(carry, count):
@@ -182,24 +184,28 @@ def train_grid(
 
     return jax.lax.scan(step, carry, counts)[0]
 
-  penalties = jnp.repeat(jnp.asarray(method.penalties), seeds)
-  all_seeds = jnp.tile(jnp.arange(seeds), len(method.penalties))
+  penalties = jnp.repeat(jnp.asarray(recipe.penalties), seeds)
+  all_seeds = jnp.tile(jnp.arange(seeds), len(recipe.penalties))
   carry = jax.jit(jax.vmap(start))(penalties, all_seeds)
   train = jax.jit(jax.vmap(train, (0, None, 0, 0)), donate_argnums=0)
   # Equal chunks: the bar moves between them, and one program serves them all.
   chunks = max(n for n in range(1, 31) if steps % n == 0)
   for counts in tqdm(np.arange(steps).reshape(chunks, -1), f"{name:>5}"):
     carry = jax.block_until_ready(train(carry, counts, penalties, all_seeds))
-  return jax.vmap(method.to_weights)(carry[0])
+  return carry[0]
 
 
-def evaluate(method: Method, weights: Any, data: Data) -> Rows:
+def evaluate(recipe: Recipe, params: Any, data: Data) -> Rows:
   """Prunes the networks and returns a row for each penalty."""
 
-  def measure(weights, seed):
-    pruned, _ = rewa_jax.prune(weights, threshold=THRESHOLD)
+  def measure(params, seed):
+    unpruned = rewa_jax.sparsity(params, method=recipe.method)
+    # Of latents, too, what comes back is the weights of a plain MLP.
+    pruned, _ = rewa_jax.prune(
+      params, threshold=THRESHOLD, method=recipe.method
+    )
     measures = {
-      "nonzero_before_pruning": rewa_jax.sparsity(weights).total_nonzero,
+      "nonzero_before_pruning": unpruned.total_nonzero,
       "nonzero": rewa_jax.sparsity(pruned).total_nonzero,
     }
     for part in ("validation", "test"):
@@ -208,14 +214,15 @@ def evaluate(method: Method, weights: Any, data: Data) -> Rows:
       measures[f"{part}_accuracy"] = hits.mean()
     return measures
 
-  runs = len(jax.tree.leaves(weights)[0])
-  seeds = jnp.arange(runs) % (runs // len(method.penalties))
-  measures = jax.jit(jax.vmap(measure))(weights, seeds)
-  size = rewa_jax.sparsity(jax.tree.map(lambda w: w[0], weights)).total_size
+  runs = len(jax.tree.leaves(params)[0])
+  seeds = jnp.arange(runs) % (runs // len(recipe.penalties))
+  measures = jax.jit(jax.vmap(measure))(params, seeds)
+  first = jax.tree.map(lambda p: p[0], params)
+  size = rewa_jax.sparsity(first, method=recipe.method).total_size
   rows = []
-  for i, penalty in enumerate(method.penalties):
+  for i, penalty in enumerate(recipe.penalties):
     row = {
-      name: np.reshape(values, (len(method.penalties), -1))[i].tolist()
+      name: np.reshape(values, (len(recipe.penalties), -1))[i].tolist()
       for name, values in measures.items()
     }
     means = {f"mean_{name}": float(np.mean(row[name])) for name in row}
@@ -322,15 +329,15 @@ def main(argv: Sequence[str]) -> None:
   args = parse(argv)
   data = load_data(args.seeds)
   grids, seconds = {}, {}
-  for name, method in methods().items():
+  for name, recipe in recipes().items():
     begin = time.perf_counter()
-    weights = train_grid(name, method, data, args.steps, args.seeds)
-    grids[name] = evaluate(method, weights, data)
+    params = train_grid(name, recipe, data, args.steps, args.seeds)
+    grids[name] = evaluate(recipe, params, data)
     seconds[name] = time.perf_counter() - begin
   least = grids["dense"][0]["mean_validation_accuracy"] - TOLERANCE
   chosen = {name: choose(rows, least) for name, rows in grids.items()}
   budget = rewa_jax.decay_budget(
-    K,
+    REWA.k,
     chosen["ReWA"]["penalty"],
     schedule_of(args.steps),
     args.steps,
@@ -343,7 +350,8 @@ def main(argv: Sequence[str]) -> None:
     "settings": {
       **{"steps": args.steps, "seeds": args.seeds},
       **{"learning_rate": LEARNING_RATE},
-      **{"batch_size": BATCH_SIZE, "momentum": MOMENTUM, "k": K, "m": M},
+      **{"batch_size": BATCH_SIZE, "momentum": MOMENTUM},
+      **{"k": REWA.k, "m": REWA.m},
       **{"pruning_threshold": THRESHOLD, "rule": RULE},
     },
     "seconds": seconds,

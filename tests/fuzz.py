@@ -8,6 +8,7 @@ seed that makes it again, and the exit status is 1.
 
 import argparse
 import collections
+import functools
 import pathlib
 import sys
 import traceback
@@ -73,13 +74,19 @@ def draw_number(random, low, high):
 
 
 def draw_mask(random, tree):
-  kind = random.integers(6)
+  kind = random.integers(7)
   if kind < 3:
     return rewa_jax.kernels
   if kind == 3:
     return None
   if kind == 4:
     return jax.tree.map(lambda _: bool(random.integers(2)), tree)
+  if kind == 5:  # A prefix.
+    return jax.tree.map(
+      lambda _: bool(random.integers(2)),
+      tree,
+      is_leaf=lambda node: node is not tree,
+    )
   return pick(random, (True, False, {"kernel": True}, lambda tree: 3, "kernel"))
 
 
@@ -114,8 +121,8 @@ def optimize(random, solver, params, slope=lambda leaf: 1):
 
 
 def use_latents(random, tree, k, m, eps, mask):
-  latents = rewa_jax.to_latents(tree, k, mask=mask)
-  return rewa_jax.to_weights(latents, k, mask=mask)
+  rewa = rewa_jax.Rewa(k, m, eps, mask=mask)
+  return rewa.to_weights(rewa.to_latents(tree))
 
 
 def use_scale(random, tree, k, m, eps, mask):
@@ -150,8 +157,9 @@ def use_adamw(random, tree, k, m, eps, mask):
 
 
 def use_drop_in(random, tree, k, m, eps, mask):
-  inner = pick(random, (optax.sgd(0.01, 0.9), optax.adam(0.01)))
-  solver = rewa_jax.reparameterize(inner, k, m, eps, mask=mask)
+  inner = pick(random, (optax.sgd(0.01, 0.9), optax.adam(0.01, eps=1e-4)))
+  rewa = rewa_jax.Rewa(k, m, eps, mask=mask)
+  solver = rewa_jax.reparameterize(inner, rewa)
   return optimize(random, solver, tree)
 
 
@@ -168,22 +176,28 @@ def use_prune(random, tree, k, m, eps, mask):
 
 def use_baseline(random, tree, k, m, eps, mask):
   groups = pick(random, ("output", "input", "rows", "heads"))
+  depth = pick(random, (1, 2, 3))
   method = pick(
     random,
     (
-      lambda: baselines.spred(),
-      lambda: baselines.deep_weight_factorization(pick(random, (1, 2, 3))),
-      lambda: baselines.HadamardDifference(pick(random, (0, 1, 2, 3))),
-      lambda: baselines.Gated(groups),
-      lambda: baselines.PowerPropagation(k),
-      lambda: baselines.Rewa(k, m, eps),
-      lambda: baselines.GroupedRewa(k, groups, m, eps),
-      lambda: baselines.SoftThreshold(-5.0),
+      baselines.spred,
+      lambda mask: baselines.deep_weight_factorization(depth, mask=mask),
+      lambda mask: baselines.HadamardDifference(depth, mask=mask),
+      functools.partial(baselines.Gated, groups, depth),
+      functools.partial(baselines.PowerPropagation, k),
+      functools.partial(baselines.GroupedRewa, k, groups, m, eps),
+      functools.partial(baselines.SoftThreshold, -5.0),
     ),
-  )()
-  latents = method.to_latents(tree, mask=mask)
-  solver = baselines.sgd(0.01, method, strength=0.01)
-  return method.to_weights(optimize(random, solver, latents))
+  )(mask=mask)
+  latents = method.to_latents(tree)
+  solver = rewa_jax.sgd(0.01, method, weight_decay=0.01)
+  latents = optimize(random, solver, latents)
+  pruned, _ = rewa_jax.prune(latents, threshold=0.1, method=method)
+  report = rewa_jax.sparsity(latents, 0.1, method=method)
+  again = rewa_jax.sparsity(pruned, mask=mask)
+  assert report.size == again.size
+  assert int(report.total_nonzero) == int(again.total_nonzero)
+  return method.to_weights(latents)
 
 
 USES = (

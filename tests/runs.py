@@ -12,7 +12,7 @@ from flax import nnx
 
 import rewa_jax
 
-K = 3
+REWA = rewa_jax.Rewa(k=3, m=1)
 INPUTS = jax.random.normal(jax.random.key(0), (16, 4))
 TARGETS = jnp.sin(INPUTS[:, :2])
 BARE = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(2)])
@@ -38,19 +38,20 @@ def _functional(model, solver):
 
 
 def by_linen(wrap=_as_it_is):
-  solver = rewa_jax.rewa_adamw(1e-2, K, eps=1e-3, weight_decay=0.1)
-  return _functional(rewa_jax.linen.Reparameterized(BARE, K), wrap(solver))
+  rewa = rewa_jax.Rewa(k=3, eps=1e-3)
+  solver = rewa_jax.adamw(1e-2, rewa, weight_decay=0.1)
+  return _functional(rewa_jax.linen.Reparameterized(BARE, rewa), wrap(solver))
 
 
 def by_injection(wrap=_as_it_is):
   solver = optax.inject_hyperparams(rewa_jax.rewa_sgd)(
-    optax.linear_schedule(0.1, 0.0, 20), K, 1, weight_decay=0.1, momentum=0.9
+    optax.linear_schedule(0.1, 0.0, 20), 3, 1, weight_decay=0.1, momentum=0.9
   )
-  return _functional(rewa_jax.linen.Reparameterized(BARE, K), wrap(solver))
+  return _functional(rewa_jax.linen.Reparameterized(BARE, REWA), wrap(solver))
 
 
 def by_drop_in(wrap=_as_it_is):
-  solver = rewa_jax.reparameterize(optax.adamw(1e-2), K, 1)
+  solver = rewa_jax.reparameterize(optax.adamw(1e-2), REWA)
   return _functional(BARE, wrap(solver))
 
 
@@ -79,13 +80,13 @@ def _nnx(model, solver):
 
 
 def by_nnx(wrap=_as_it_is):
-  model = rewa_jax.nnx.reparameterize(Network(nnx.Rngs(0)), K)
-  solver = rewa_jax.rewa_sgd(0.1, K, 1, weight_decay=0.1, momentum=0.9)
+  model = rewa_jax.nnx.reparameterize(Network(nnx.Rngs(0)), REWA)
+  solver = rewa_jax.sgd(0.1, REWA, weight_decay=0.1, momentum=0.9)
   return _nnx(model, wrap(solver))
 
 
 def by_nnx_drop_in(wrap=_as_it_is):
-  solver = rewa_jax.reparameterize(optax.adamw(1e-2), K, 1)
+  solver = rewa_jax.reparameterize(optax.adamw(1e-2), REWA)
   return _nnx(Network(nnx.Rngs(0)), wrap(solver))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import runs
+from flax import serialization
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -77,6 +78,15 @@ def test_a_restored_run_continues_bit_for_bit(way, tmp_path):
   start, step, middle, end = trained(way)
   save(tmp_path / "run", middle)
   assert_same(advance(step, restore(tmp_path / "run", start)), end)
+
+
+@pytest.mark.parametrize(
+  "way", [runs.by_linen, runs.by_injection, runs.by_drop_in]
+)
+def test_a_run_in_bytes_of_flax_continues_bit_for_bit(way):
+  start, step, middle, end = trained(way)
+  restored = serialization.from_bytes(start, serialization.to_bytes(middle))
+  assert_same(advance(step, restored), end)
 
 
 def test_a_run_saved_by_eight_devices_continues_on_fewer(way, tmp_path):

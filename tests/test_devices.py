@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import rewa_jax
 
-K = 3
+REWA = rewa_jax.Rewa(k=3, m=1)
 DEVICES = 8
 INPUTS = jax.random.normal(jax.random.key(0), (64, 16))
 TARGETS = jnp.sin(INPUTS[:, :8])
@@ -21,14 +21,14 @@ BARE = nn.Sequential([nn.Dense(32), nn.tanh, nn.Dense(8)])
 
 
 def latent_way():
-  model = rewa_jax.linen.Reparameterized(BARE, K)
-  solver = rewa_jax.rewa_sgd(0.1, K, 1, weight_decay=1e-2, momentum=0.9)
+  model = rewa_jax.linen.Reparameterized(BARE, REWA)
+  solver = rewa_jax.sgd(0.1, REWA, weight_decay=1e-2, momentum=0.9)
   return model, solver
 
 
 def drop_in_way():
   inner = optax.adamw(1e-2, weight_decay=1e-2)
-  return BARE, rewa_jax.reparameterize(inner, K, 0, 1e-3)
+  return BARE, rewa_jax.reparameterize(inner, rewa_jax.Rewa(k=3, eps=1e-3))
 
 
 def step_of(model, solver, axis=None):

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -11,11 +12,12 @@ import pytest
 from flax import nnx
 
 import rewa_jax
+from rewa_jax import baselines
 
 KEY = jax.random.key(0)
 INPUTS = jax.random.normal(KEY, (16, 4))
 TARGETS = jnp.sin(INPUTS[:, :2])
-K = 3
+REWA = rewa_jax.Rewa(k=3, m=1)
 
 
 def mean_squared_error(outputs):
@@ -28,7 +30,7 @@ def drop_in(rate=0.05, decay=0.0):
     optax.add_decayed_weights(decay, mask=rewa_jax.kernels),
     optax.scale(-rate),
   )
-  return rewa_jax.reparameterize(inner, K, 1)
+  return rewa_jax.reparameterize(inner, REWA)
 
 
 def linen_setup():
@@ -62,7 +64,7 @@ def bare_setup():
 )
 def test_weights_of_any_library_follow_training_on_latents(setup):
   params, apply = setup()
-  latents = rewa_jax.to_latents(params, K)
+  latents = REWA.to_latents(params)
 
   def train(solver, params, loss):
     state = solver.init(params)
@@ -80,13 +82,11 @@ def test_weights_of_any_library_follow_training_on_latents(setup):
     drop_in(decay=0.1), params, lambda p: mean_squared_error(apply(p))
   )
   by_latents = train(
-    rewa_jax.rewa_sgd(0.05, K, 1, weight_decay=0.1, momentum=0.9),
+    rewa_jax.sgd(0.05, REWA, weight_decay=0.1, momentum=0.9),
     latents,
-    lambda y: mean_squared_error(
-      apply(rewa_jax.to_weights(y, K, gradient="weight"))
-    ),
+    lambda y: mean_squared_error(apply(REWA.to_weights(y))),
   )
-  wanted = rewa_jax.to_weights(by_latents, K)
+  wanted = REWA.to_weights(by_latents)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
     weights,
@@ -141,7 +141,7 @@ def test_nnx_optimizer_with_the_model_as_it_is():
   assert losses[-1] < losses[0]
   latents = nnx.to_pure_dict(nnx.state(optimizer))["opt_state"]["latents"]
   np.testing.assert_allclose(
-    rewa_jax.power(latents["out"]["kernel"], K),
+    rewa_jax.power(latents["out"]["kernel"], 3),
     model.out.kernel[...],
     rtol=1e-5,
     atol=1e-7,
@@ -160,7 +160,7 @@ def test_latents_are_float32_and_updates_keep_the_dtype(dtype):
       jnp.dtype(dtype)
     }
     params = optax.apply_updates(params, updates)
-  exact = rewa_jax.power(state.latents["w"], K)
+  exact = rewa_jax.power(state.latents["w"], 3)
   np.testing.assert_allclose(
     params["w"].astype(jnp.float32), exact, rtol=float(jnp.finfo(dtype).eps)
   )
@@ -182,7 +182,7 @@ def test_params_and_state_can_both_be_donated():
 
   for k_one in (False, True):
     if k_one:
-      solver = rewa_jax.reparameterize(optax.sgd(0.1, 0.9), 1)
+      solver = rewa_jax.reparameterize(optax.sgd(0.1, 0.9), rewa_jax.Rewa(1))
     start = jax.tree.map(jnp.copy, params)
     carry = start, solver.init(start)
     for _ in range(3):
@@ -198,7 +198,7 @@ def test_scan_and_vmap_over_hyperparameters():
 
   def run(k, m, eps, decay):
     inner = optax.adamw(0.01, weight_decay=decay)
-    solver = rewa_jax.reparameterize(inner, k, m, eps)
+    solver = rewa_jax.reparameterize(inner, rewa_jax.Rewa(k, m, eps))
 
     def step(carry, _):
       params, state = carry
@@ -214,7 +214,7 @@ def test_scan_and_vmap_over_hyperparameters():
 
 
 def test_decay_of_the_inner_optimizer_reaches_latents():
-  solver = rewa_jax.reparameterize(optax.adamw(0.1, weight_decay=0.5), K)
+  solver = rewa_jax.reparameterize(optax.adamw(0.1, weight_decay=0.5), REWA)
   params = {"w": jnp.array([8.0])}
   state = solver.init(params)
   updates, _ = solver.update({"w": jnp.zeros(1)}, state, params)
@@ -229,29 +229,35 @@ def test_it_wraps_and_is_wrapped():
   solver = optax.chain(
     optax.clip_by_global_norm(0.1),
     optax.masked(
-      rewa_jax.reparameterize(optax.sgd(0.1, 0.9), K, mask=None), mask
+      rewa_jax.reparameterize(
+        optax.sgd(0.1, 0.9), dataclasses.replace(REWA, mask=None)
+      ),
+      mask,
     ),
     optax.masked(optax.sgd(0.1, 0.9), [{"w": False, "b": True}]),
   )
   plain = optax.chain(
     optax.clip_by_global_norm(0.1),
-    rewa_jax.reparameterize(optax.sgd(0.1, 0.9), K),
+    rewa_jax.reparameterize(optax.sgd(0.1, 0.9), REWA),
   )
   updates, _ = solver.update(grads, solver.init(params), params)
   wanted, _ = plain.update(grads, plain.init(params), params)
   jax.tree.map(np.testing.assert_array_equal, updates, wanted)
   state = optax.tree.map_params(plain, lambda x: x + 1, plain.init(params))
   assert (state[1].inner_state[0].trace[0]["w"] == 1).all()
-  adopted = rewa_jax.adopt_weights(solver.init(params), params, K)
+  adopted = rewa_jax.adopt_weights(solver.init(params), params)
   jax.tree.map(np.testing.assert_array_equal, adopted, solver.init(params))
 
 
 def test_injected_hyperparameters():
   params, apply = bare_setup()
   grads = jax.grad(lambda p: mean_squared_error(apply(p)))(params)
-  make = optax.inject_hyperparams(rewa_jax.reparameterize)
-  injected = make(optax.sgd(0.1), k=3, m=1.0, eps=1e-3)
-  plain = rewa_jax.reparameterize(optax.sgd(0.1), 3, 1.0, 1e-3)
+
+  def make(k, m, eps):
+    return rewa_jax.reparameterize(optax.sgd(0.1), rewa_jax.Rewa(k, m, eps))
+
+  injected = optax.inject_hyperparams(make)(k=3, m=1.0, eps=1e-3)
+  plain = make(3, 1.0, 1e-3)
   updates, state = injected.update(grads, injected.init(params), params)
   wanted, _ = plain.update(grads, plain.init(params), params)
   assert set(state.hyperparams) >= {"k", "m", "eps"}
@@ -265,7 +271,7 @@ def test_adopted_weights_are_where_training_continues():
   solver = drop_in(rate=1e-4)
   state = solver.init(params)
   pruned, masks = rewa_jax.prune(params, sparsity=0.5)
-  adopted = rewa_jax.adopt_weights(state, pruned, K)
+  adopted = rewa_jax.adopt_weights(state, pruned)
   grads = jax.grad(lambda p: mean_squared_error(apply(p)))(pruned)
 
   def stepped(state):
@@ -281,12 +287,79 @@ def test_adopted_weights_are_where_training_continues():
   assert forgotten.total_nonzero == forgotten.total_size
 
 
+def under(mask):
+  """Three drop-ins, each of its own method, for the parts of a model."""
+  methods = {
+    "k=3": rewa_jax.Rewa(k=3, mask=mask),
+    "k=9": rewa_jax.Rewa(k=9, mask=mask),
+    "spred": baselines.spred(mask=mask),
+  }
+  return {
+    name: rewa_jax.reparameterize(optax.sgd(0.1, 0.9), method)
+    for name, method in methods.items()
+  }
+
+
+PARTS = {
+  name: {"kernel": jnp.array([8.0, -1.0]), "bias": jnp.array([8.0])}
+  for name in ("a", "b", "c")
+}
+LABELS = {"a": "k=3", "b": "k=9", "c": "spred"}
+IN_FULL = jax.tree.map(
+  lambda label, part: jax.tree.map(lambda _: label, part), LABELS, PARTS
+)
+
+
+@pytest.mark.parametrize("labels", [LABELS, IN_FULL, lambda params: LABELS])
+@pytest.mark.parametrize(
+  "mask",
+  [
+    rewa_jax.kernels,
+    None,
+    {"a": True, "b": False, "c": True},
+    {part: {"kernel": True, "bias": False} for part in LABELS},
+  ],
+)
+def test_several_drop_ins_adopt_weights_each_by_its_own_method(labels, mask):
+  solver = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.partition(under(mask), labels)
+  )
+  loaded = jax.tree.map(lambda x: x / 512, PARTS)
+  adopted = rewa_jax.adopt_weights(solver.init(PARTS), loaded)
+  jax.tree.map(np.testing.assert_array_equal, adopted, solver.init(loaded))
+  zero = jax.tree.map(jnp.zeros_like, PARTS)
+  updates, _ = solver.update(zero, adopted, loaded)
+  for update in jax.tree.leaves(updates):
+    np.testing.assert_allclose(update, 0, atol=1e-7)
+
+
+def test_adoption_takes_the_k_of_the_last_update():
+  inner = optax.sgd(0.1)
+  injected = optax.inject_hyperparams(
+    lambda k: rewa_jax.reparameterize(inner, rewa_jax.Rewa(k))
+  )(k=3)
+  params = {"w": jnp.array([8.0])}
+  state = injected.init(params)
+  np.testing.assert_allclose(
+    rewa_jax.adopt_weights(state, params).inner_state.latents["w"], 2, rtol=1e-6
+  )
+  state.hyperparams["k"] = jnp.float32(9)
+  _, state = injected.update(params, state, params)
+  np.testing.assert_allclose(
+    rewa_jax.adopt_weights(
+      state, {"w": jnp.array([512.0])}
+    ).inner_state.latents["w"],
+    2,
+    rtol=1e-6,
+  )
+
+
 def test_adopted_weights_under_nnx():
   model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
   optimizer = nnx.Optimizer(model, drop_in(), wrt=nnx.Param)
   pruned, _ = rewa_jax.prune(nnx.state(model, nnx.Param), sparsity=0.5)
   nnx.update(model, pruned)
-  state = rewa_jax.adopt_weights(optimizer.opt_state, pruned, K)
+  state = rewa_jax.adopt_weights(optimizer.opt_state, pruned)
   nnx.update(optimizer.opt_state, nnx.state(state))
   zero = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
   before = model.kernel[...]
@@ -299,19 +372,44 @@ def test_bad_input_to_adoption_is_refused():
   params, _ = linen_setup()
   state = drop_in().init(params)
   with pytest.raises(ValueError, match="no state of rewa_jax.reparameterize"):
-    rewa_jax.adopt_weights(optax.sgd(0.1, 0.9).init(params), params, K)
+    rewa_jax.adopt_weights(optax.sgd(0.1, 0.9).init(params), params)
   wrong = jax.tree.map(lambda x: x[:1], params)
   with pytest.raises(ValueError, match="params and the latents .* at params/"):
-    rewa_jax.adopt_weights(state, wrong, K)
-  with pytest.raises(ValueError, match="params has the leaves w, the latents"):
-    rewa_jax.adopt_weights(state, {"w": jnp.ones(2)}, K)
-  with pytest.raises(ValueError, match="k must be"):
-    rewa_jax.adopt_weights(state, params, 0)
+    rewa_jax.adopt_weights(state, wrong)
+  with pytest.raises(ValueError, match="no leaf params/.* Their leaves are w"):
+    rewa_jax.adopt_weights(state, {"w": jnp.ones(2)})
+
+
+def test_what_does_not_go_with_the_latents_is_refused_by_path():
+  params = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
+  wider = params | {"kernel": jnp.ones((4, 1))}
+  deeper = params | {"w": jnp.ones(3)}
+  solver = drop_in()
+  state = solver.init(params)
+  ours = "the latents in the state"
+  names = "has the leaves bias, kernel, w"
+  for grads, weights, message in [
+    (params, wider, rf"params and {ours} .* kernel: .*\(4, 1\), .*\(4, 3\)"),
+    (wider, params, r"updates and params .* kernel: .*\(4, 1\), .*\(4, 3\)"),
+    (
+      params,
+      deeper,
+      f"params and {ours} are .* {names}",
+    ),
+    (
+      deeper,
+      params,
+      f"updates and {ours} are .* {names}",
+    ),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      solver.update(grads, state, weights)
 
 
 def test_a_weight_that_should_vanish_becomes_an_exact_zero():
   solver = rewa_jax.reparameterize(
-    optax.chain(optax.add_decayed_weights(0.1), optax.scale(-0.1)), 9, 2
+    optax.chain(optax.add_decayed_weights(0.1), optax.scale(-0.1)),
+    rewa_jax.Rewa(k=9, m=2),
   )
   params = {"w": jnp.array([0.3, 1.0])}
   state, update = solver.init(params), jax.jit(solver.update)

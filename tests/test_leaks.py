@@ -55,8 +55,8 @@ def test_steps_leave_nothing_behind(way):
   "make",
   [
     lambda: rewa_jax.rewa_sgd(0.1, 3, 1, weight_decay=0.1, momentum=0.9),
-    lambda: rewa_jax.rewa_adamw(0.1, 3, eps=1e-3, weight_decay=0.1),
-    lambda: rewa_jax.reparameterize(optax.sgd(0.1), 3),
+    lambda: rewa_jax.adamw(0.1, rewa_jax.Rewa(k=3), weight_decay=0.1),
+    lambda: rewa_jax.reparameterize(optax.sgd(0.1), rewa_jax.Rewa(k=3)),
   ],
 )
 def test_transformations_leave_nothing_behind(make):

@@ -6,10 +6,11 @@ import pytest
 from flax.training.train_state import TrainState
 
 import rewa_jax
+from rewa_jax import baselines
 
 KEY = jax.random.key(0)
 INPUTS = jax.random.normal(KEY, (6, 5))
-K = 3
+REWA = rewa_jax.Rewa(k=3, m=1)
 
 
 class Network(nn.Module):
@@ -44,10 +45,10 @@ def assert_close(one, other):
   )
 
 
-def setup(bare=None, **more):
+def setup(bare=None, method=REWA):
   """A bare module with weights, and its wrapper with their latents."""
   bare = bare or Network()
-  model = rewa_jax.linen.Reparameterized(bare, K, **more)
+  model = rewa_jax.linen.Reparameterized(bare, method)
   weights = bare.init(KEY, INPUTS)
   return bare, weights, model, model.to_latents(weights)
 
@@ -93,12 +94,12 @@ def test_gradient_conventions():
 
   wanted = gradient(bare, weights)
   _, _, by_weight, _ = setup()
-  _, _, by_latent, _ = setup(gradient="latent")
+  _, _, by_latent, _ = setup(method=rewa_jax.Rewa(k=3, gradient="latent"))
   assert_close(gradient(by_weight, latents), wanted)
   y = latents["params"]["Dense_0"]["kernel"]
   assert_close(
     gradient(by_latent, latents)["Dense_0"]["kernel"],
-    K * y**2 * wanted["Dense_0"]["kernel"],
+    3 * y**2 * wanted["Dense_0"]["kernel"],
   )
   assert_close(
     gradient(by_latent, latents)["Dense_0"]["bias"], wanted["Dense_0"]["bias"]
@@ -134,7 +135,7 @@ class Parent(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    part = rewa_jax.linen.Reparameterized(AutoEncoder(name="part"), K)
+    part = rewa_jax.linen.Reparameterized(AutoEncoder(name="part"), REWA)
     return nn.Dense(2, name="head")(part.decode(part.encode(part(x))))
 
 
@@ -142,7 +143,7 @@ def test_a_part_of_a_larger_module():
   variables = Parent().init(KEY, INPUTS)
   assert set(variables["params"]["part"]) == {"encoder", "decoder"}
   part = variables["params"]["part"]
-  once = rewa_jax.linen.Reparameterized(AutoEncoder(), K)
+  once = rewa_jax.linen.Reparameterized(AutoEncoder(), REWA)
   assert jax.tree.map(jnp.shape, part) == jax.tree.map(
     jnp.shape, once.init(KEY, INPUTS)["params"]
   )
@@ -154,7 +155,7 @@ def test_a_part_of_a_larger_module():
 
 def test_remat_of_the_whole():
   bare, _, model, latents = setup()
-  rematted = nn.remat(rewa_jax.linen.Reparameterized)(bare, K)
+  rematted = nn.remat(rewa_jax.linen.Reparameterized)(bare, REWA)
   wanted = jax.grad(lambda v: model.apply(v, INPUTS).sum())(latents)
   result = jax.grad(lambda v: rematted.apply(v, INPUTS).sum())(latents)
   assert_close(result["params"], wanted["params"])
@@ -171,7 +172,7 @@ def test_train_state():
   state = TrainState.create(
     apply_fn=model.apply,
     params=latents["params"],
-    tx=rewa_jax.rewa_sgd(0.05, K, 1, weight_decay=1e-3, momentum=0.9),
+    tx=rewa_jax.sgd(0.05, REWA, weight_decay=1e-3, momentum=0.9),
   )
   stats = latents["batch_stats"]
 
@@ -197,14 +198,14 @@ def test_boxed_params_keep_their_boxes():
   assert isinstance(kernel, nn.Partitioned) and kernel.names == (None, "model")
   assert nn.get_partition_spec(latents) == nn.get_partition_spec(weights)
   assert_close(model.apply(latents, INPUTS), bare.apply(weights, INPUTS))
-  solver = rewa_jax.rewa_sgd(0.1, K, weight_decay=0.1, momentum=0.9)
+  solver = rewa_jax.sgd(0.1, REWA, weight_decay=0.1, momentum=0.9)
   updates, _ = solver.update(latents, solver.init(latents), latents)
   assert isinstance(updates["params"]["kernel"], nn.Partitioned)
 
 
 def test_an_own_mask_and_hashing():
   bare, weights, model, latents = setup(
-    nn.Dense(4), mask={"kernel": False, "bias": True}
+    nn.Dense(4), rewa_jax.Rewa(k=3, mask={"kernel": False, "bias": True})
   )
   assert jnp.array_equal(
     latents["params"]["kernel"], weights["params"]["kernel"]
@@ -221,17 +222,24 @@ def test_capturing_intermediates():
 
 
 def test_a_module_without_params():
-  model = rewa_jax.linen.Reparameterized(nn.Dropout(0.5, deterministic=True), K)
+  model = rewa_jax.linen.Reparameterized(
+    nn.Dropout(0.5, deterministic=True), REWA
+  )
   assert jnp.array_equal(model.apply({}, INPUTS), INPUTS)
 
 
 def test_bad_input_is_refused():
-  for bad, error, message in [
-    (dict(k=0.5), ValueError, "k must be"),
-    (dict(k=3, gradient="both"), ValueError, "gradient must be"),
-    (dict(k=3, mask={"kernel": True}), ValueError, "mask must have the struct"),
-  ]:
-    model = rewa_jax.linen.Reparameterized(nn.Dense(2), **bad)
-    with pytest.raises(error, match=message):
-      variables = model.init(KEY, INPUTS)
-      model.apply(variables, INPUTS)
+  bare = nn.Dense(2)
+  weights = bare.init(KEY, INPUTS)
+  half = rewa_jax.Rewa(k=3, mask={"kernel": True})
+  model = rewa_jax.linen.Reparameterized(bare, half)
+  for use in (model.init, lambda key, x: model.apply(weights, x)):
+    with pytest.raises(ValueError, match="mask must have the structure"):
+      use(KEY, INPUTS)
+  spred = rewa_jax.linen.Reparameterized(bare, baselines.spred())
+  for latents in (weights, REWA.to_latents(weights)):
+    with pytest.raises(ValueError, match="kernel holds one array, but Factor"):
+      spred.apply(latents, INPUTS)
+  _, _, model, _ = setup(bare)
+  with pytest.raises(ValueError, match="kernel holds 2 arrays for one, but Re"):
+    model.apply(spred.to_latents(weights), INPUTS)

@@ -3,13 +3,17 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from flax import nnx
+from flax.core import freeze
 
 import rewa_jax
-from rewa_jax.checks import path_name
+from rewa_jax._trees import path_name
 
 KEY = jax.random.key(0)
+REWA = rewa_jax.Rewa(k=3)
 
 
 def selected(params, mask=None):
@@ -119,15 +123,14 @@ def test_dicts_of_other_libraries():
 def test_a_tree_without_kernels_is_refused_with_its_paths():
   params = {"layer": {"alpha": jnp.ones(2)}, "beta": jnp.ones(2)}
   with pytest.raises(ValueError, match=r"beta, layer/alpha\. Pass mask"):
-    rewa_jax.to_latents(params, 3)
+    REWA.to_latents(params)
   with pytest.raises(ValueError, match=r"\(the only leaf\)"):
-    rewa_jax.rewa_sgd(0.1, 3, weight_decay=0.1).init(jnp.ones(2))
+    rewa_jax.sgd(0.1, REWA, weight_decay=0.1).init(jnp.ones(2))
 
 
 def test_a_tree_without_leaves_is_fine():
-  solver = rewa_jax.rewa_sgd(0.1, 3, weight_decay=0.1, momentum=0.9)
-  assert rewa_jax.kernels({}) == {}
-  assert rewa_jax.to_latents({}, 3) == {}
+  solver = rewa_jax.sgd(0.1, REWA, weight_decay=0.1, momentum=0.9)
+  assert rewa_jax.kernels({}) == REWA.to_latents({}) == {}
   updates, _ = solver.update({}, solver.init({}), {})
   assert updates == {}
 
@@ -142,12 +145,10 @@ PARAMS = {"a": {"x": jnp.full(2, 8.0), "y": jnp.full(2, 8.0)}, "b": jnp.ones(1)}
     ({"a": True, "b": False}, {"a/x", "a/y"}),
     (lambda params: jax.tree.map(lambda leaf: leaf.size == 1, params), {"b"}),
     (None, {"a/x", "a/y", "b"}),
-    (True, {"a/x", "a/y", "b"}),
-    (False, set()),
   ],
 )
 def test_a_mask_is_a_tree_its_prefix_a_function_or_none(mask, wanted):
-  latents = rewa_jax.to_latents(PARAMS, 3, mask=mask)
+  latents = rewa_jax.Rewa(k=3, mask=mask).to_latents(PARAMS)
   halved = jax.tree.map(lambda x, y: bool((x != y).any()), PARAMS, latents)
   assert selected(PARAMS, halved) == wanted - {"b"}  # The root of 1 is 1.
   assert jax.tree.structure(latents) == jax.tree.structure(PARAMS)
@@ -160,14 +161,21 @@ def test_a_mask_is_a_tree_its_prefix_a_function_or_none(mask, wanted):
     ([True, False], ValueError, "mask has the leaves 0, 1, params has a/x"),
     ({"a": 1, "b": True}, TypeError, "bools as leaves, got 1 at a"),
     ({"a": jnp.ones(2), "b": True}, TypeError, "bools as leaves"),
+    (True, TypeError, "mask must be a tree of bools.*, got True"),
+    (np.False_, TypeError, "mask must be a tree of bools.*, got .*False"),
+    (jnp.array(True), TypeError, "mask must be a tree of bools.*, got Array"),
   ],
 )
 def test_a_mask_of_another_kind_is_refused(mask, error, message):
+  rewa = rewa_jax.Rewa(k=3, mask=mask)
   for use in (
-    lambda: rewa_jax.to_latents(PARAMS, 3, mask=mask),
-    lambda: rewa_jax.to_weights(PARAMS, 3, mask=mask),
+    lambda: rewa.to_latents(PARAMS),
+    lambda: rewa.to_weights(PARAMS),
+    lambda: rewa.decaying(PARAMS),
     lambda: rewa_jax.scale_by_rewa(3, mask=mask).init(PARAMS),
     lambda: rewa_jax.rewa_adamw(0.1, 3, weight_decay=0, mask=mask).init(PARAMS),
+    lambda: rewa_jax.adamw(0.1, rewa, weight_decay=0).init(PARAMS),
+    lambda: rewa_jax.reparameterize(optax.sgd(0.1), rewa).init(PARAMS),
     lambda: rewa_jax.sparsity(PARAMS, mask=mask),
     lambda: rewa_jax.prune(PARAMS, sparsity=0.5, mask=mask),
   ):
@@ -175,10 +183,61 @@ def test_a_mask_of_another_kind_is_refused(mask, error, message):
       use()
 
 
+def test_a_bool_is_the_mask_of_a_single_array():
+  x = jnp.full(2, 8.0)
+  for mask, y in [(True, 2), (False, 8)]:
+    latents = rewa_jax.Rewa(k=3, mask=mask).to_latents(x)
+    np.testing.assert_allclose(latents, y, rtol=1e-6)
+
+
+class Linears(nnx.Module):
+  def __init__(self):
+    self.a = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    self.b = nnx.List([nnx.Linear(2, 2, rngs=nnx.Rngs(0))])
+
+
+STATE = nnx.state(Linears(), nnx.Param)
+NESTED = nnx.to_pure_dict(STATE)
+
+
+@pytest.mark.parametrize("params", [NESTED, freeze(NESTED), STATE])
+@pytest.mark.parametrize("like", [lambda mask: mask, freeze, nnx.State])
+@pytest.mark.parametrize(
+  "mask",
+  [
+    {
+      "a": {"kernel": True, "bias": False},
+      "b": {0: {"kernel": False, "bias": True}},
+    },
+    {"a": {"kernel": True, "bias": False}, "b": True},  # A prefix.
+  ],
+)
+def test_masks_are_matched_by_path_whatever_the_containers(params, like, mask):
+  wanted = rewa_jax.Rewa(k=3, mask=mask).to_latents(NESTED)
+  rewa = rewa_jax.Rewa(k=3, mask=like(mask))
+  latents = rewa.to_latents(params)
+  assert jax.tree.structure(latents) == jax.tree.structure(params)
+  for one, other in zip(jax.tree.leaves(latents), jax.tree.leaves(wanted)):
+    np.testing.assert_array_equal(one, other)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+    rewa.to_weights(latents),
+    params,
+  )
+  # All other ways to select.
+  decaying = rewa.decaying(latents)
+  assert jax.tree.structure(decaying) == jax.tree.structure(params)
+  solver = rewa_jax.reparameterize(optax.sgd(0.1), rewa)
+  solver.update(params, solver.init(params), params)
+  assert selected(params, decaying) == set(
+    rewa_jax.sparsity(params, mask=like(mask)).size
+  )
+
+
 def test_a_selected_leaf_that_is_not_floating_point_is_refused_by_path():
   params = {"layer": {"kernel": jnp.arange(4)}}
   for use in (
-    lambda: rewa_jax.to_latents(params, 3),
+    lambda: REWA.to_latents(params),
     lambda: rewa_jax.scale_by_rewa(3).init(params),
     lambda: rewa_jax.sparsity(params),
   ):
@@ -188,7 +247,7 @@ def test_a_selected_leaf_that_is_not_floating_point_is_refused_by_path():
 
 def test_a_selected_leaf_that_is_no_array_is_refused_by_path():
   with pytest.raises(TypeError, match="layer/kernel is of type str"):
-    rewa_jax.to_latents({"layer": {"kernel": "tanh"}}, 3)
+    REWA.to_latents({"layer": {"kernel": "tanh"}})
 
 
 def test_a_weight_inside_a_node_without_attributes_is_told_by_the_nodes_key():

@@ -62,8 +62,8 @@ def test_batch_statistics_keep_the_nan_of_an_input():
   model = nnx.Sequential(
     nnx.Linear(4, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(2, rngs=nnx.Rngs(0))
   )
-  model = rewa_jax.nnx.reparameterize(model, runs.K)
-  solver = GUARDED(rewa_jax.rewa_sgd(0.1, runs.K, weight_decay=0.1))
+  model = rewa_jax.nnx.reparameterize(model, runs.REWA)
+  solver = GUARDED(rewa_jax.sgd(0.1, runs.REWA, weight_decay=0.1))
   optimizer = nnx.Optimizer(model, solver, wrt=nnx.Param)
   optimizer.update(model, nnx.grad(lambda model: model(BROKEN).sum())(model))
   assert all_finite(nnx.state((model, optimizer), nnx.Param))
@@ -71,7 +71,7 @@ def test_batch_statistics_keep_the_nan_of_an_input():
 
   # and in linen.
   model = nn.Sequential([nn.Dense(2), nn.BatchNorm(use_running_average=False)])
-  model = rewa_jax.linen.Reparameterized(model, runs.K)
+  model = rewa_jax.linen.Reparameterized(model, runs.REWA)
   variables = model.init(jax.random.key(0), runs.INPUTS)
   _, after = model.apply(variables, BROKEN, mutable=["batch_stats"])
   assert not all_finite(after["batch_stats"])

@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,6 @@ from hypothesis import strategies as st
 import rewa_jax
 
 POWERS = [1, 2, 2.25, 3, 4, 5, 9]
-CONVENTIONS = ["latent", "weight"]
 LATENTS = np.array([-1.5, -0.6, 0.0, 0.3, 1.0, 1.2])
 # Zero, subnormal, tiny, huge.
 EXTREMES = np.array([0.0, -0.0, 1e-45, 1e-38, -1e-38, 1e38, -1e38], np.float32)
@@ -43,19 +40,11 @@ def test_a_traced_power_equals_a_static_one(k):
 
 
 @pytest.mark.parametrize("k", POWERS)
-def test_latent_gradient_is_the_chain_rule(k, x64):
+def test_the_gradient_is_the_chain_rule(k, x64):
   gradient = jax.grad(lambda y: rewa_jax.power(y, k).sum())(LATENTS)
   np.testing.assert_allclose(
     gradient, k * np.abs(LATENTS) ** (k - 1), rtol=1e-14
   )
-
-
-@pytest.mark.parametrize("k", POWERS)
-def test_weight_gradient_passes_through(k):
-  y, cotangent = jnp.float32(LATENTS), jnp.arange(6.0)
-  power = functools.partial(rewa_jax.power, k=k, gradient="weight")
-  assert jnp.array_equal(jax.vjp(power, y)[1](cotangent)[0], cotangent)
-  assert jnp.array_equal(jax.jvp(power, (y,), (cotangent,))[1], cotangent)
 
 
 @pytest.mark.parametrize("k", [2, 2.25, 3, 9])
@@ -69,32 +58,26 @@ def test_forward_and_reverse_mode_agree_to_second_order(k, x64):
   np.testing.assert_allclose(reverse, np.diag(curvature), rtol=1e-13)
 
 
-@pytest.mark.parametrize("gradient", CONVENTIONS)
-def test_derivative_with_respect_to_a_traced_power(gradient, x64):
+def test_derivative_with_respect_to_a_traced_power(x64):
   def power(k):
-    return rewa_jax.power(LATENTS, k, gradient=gradient)
+    return rewa_jax.power(LATENTS, k)
 
   step = 1e-6
   numeric = (power(2.5 + step) - power(2.5 - step)) / (2 * step)
   np.testing.assert_allclose(jax.jacfwd(power)(2.5), numeric, atol=1e-8)
 
 
-@pytest.mark.parametrize("gradient", CONVENTIONS)
 @pytest.mark.parametrize("k", [1, 1.5, 2, 3, 9, 40])
 @pytest.mark.parametrize("traced", [False, True])
-def test_nothing_is_nan_at_the_edges_of_float32(k, gradient, traced):
+def test_nothing_is_nan_at_the_edges_of_float32(k, traced):
   y = jnp.asarray(EXTREMES)
   k = jnp.float32(k) if traced else k
-
-  def power(y, k):
-    return rewa_jax.power(y, k, gradient=gradient)
-
-  x, pullback = jax.vjp(power, y, k)
+  x, pullback = jax.vjp(rewa_jax.power, y, k)
   assert not jnp.isnan(x).any()
   assert not jnp.isnan(rewa_jax.root(y, k)).any()
   for cotangent in (jnp.zeros_like(y), jnp.ones_like(y)):
     assert not jnp.isnan(pullback(cotangent)[0]).any()
-  for fn in (power, rewa_jax.root):
+  for fn in (rewa_jax.power, rewa_jax.root):
     assert jnp.isfinite(jax.vmap(jax.grad(fn), (0, None))(y[:2], k)).all()
 
 
@@ -149,5 +132,3 @@ def test_other_bad_input_to_power_is_refused():
     rewa_jax.power(jnp.arange(3), 3)
   with pytest.raises(TypeError, match="x is of type complex64"):
     rewa_jax.root(jnp.ones(3, "complex64"), 3)
-  with pytest.raises(ValueError, match="'weight' or 'latent', got 'weights'"):
-    rewa_jax.power(jnp.ones(3), 3, gradient="weights")

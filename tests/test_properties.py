@@ -55,9 +55,8 @@ def train(
   hyper, rate, decay, latents, grads, *, count=1, momentum=None, mask=None
 ):
   """Returns latents after equal gradients in each step."""
-  solver = rewa_jax.rewa_sgd(
-    rate, **hyper, weight_decay=decay, momentum=momentum, mask=mask
-  )
+  rewa = rewa_jax.Rewa(**hyper, mask=mask)
+  solver = rewa_jax.sgd(rate, rewa, weight_decay=decay, momentum=momentum)
   state = solver.init(latents)
   for _ in range(count):
     updates, state = solver.update(grads, state, latents)
@@ -130,7 +129,8 @@ def test_forward_and_reverse_mode_are_transposes(y, t, c, k):
 @law(x=NUMBERS, k=POWERS)
 def test_weights_come_back_from_their_latents(x, k):
   params = {"kernel": x, "bias": x}
-  back = rewa_jax.to_weights(rewa_jax.to_latents(params, k), k)
+  rewa = rewa_jax.Rewa(k)
+  back = rewa.to_weights(rewa.to_latents(params))
   assert jax.tree.structure(back) == jax.tree.structure(params)
   np.testing.assert_allclose(back["kernel"], x, rtol=1e-5, atol=1e-30)
 
@@ -138,7 +138,7 @@ def test_weights_come_back_from_their_latents(x, k):
 @law(x=NUMBERS, k=POWERS)
 def test_leaves_outside_the_mask_are_untouched(x, k):
   params = {"kernel": x, "bias": x, "scale": x}
-  latents = rewa_jax.to_latents(params, k)
+  latents = rewa_jax.Rewa(k).to_latents(params)
   for name in ("bias", "scale"):
     np.testing.assert_array_equal(latents[name], x)
 
@@ -234,7 +234,7 @@ def test_at_power_1_it_is_sgd_with_decoupled_decay(y, g, rate, decay):
 
 @law(y=NUMBERS, g=NUMBERS, rate=RATES, decay=DECAYS)
 def test_at_power_1_it_is_adamw(y, g, rate, decay):
-  ours = rewa_jax.rewa_adamw(rate, 1, weight_decay=decay, mask=None)
+  ours = rewa_jax.adamw(rate, rewa_jax.Rewa(1, mask=None), weight_decay=decay)
   theirs = optax.adamw(rate, weight_decay=decay)
   for _ in range(2):
     (mine, _), (expected, _) = (
@@ -290,7 +290,8 @@ def test_both_conventions_of_the_gradient_take_the_same_step(y, g, hyper):
 @law(y=NUMBERS, g=NUMBERS, hyper=hyperparameters(), dtype=DTYPES)
 def test_updates_keep_the_dtype_of_params(y, g, hyper, dtype):
   y = jnp.asarray(y, dtype)
-  solver = rewa_jax.rewa_sgd(0.1, **hyper, weight_decay=0.1, mask=None)
+  rewa = rewa_jax.Rewa(**hyper, mask=None)
+  solver = rewa_jax.sgd(0.1, rewa, weight_decay=0.1)
   updates, _ = solver.update(jnp.float32(g), solver.init(y), y)
   assert updates.dtype == y.dtype
 
@@ -334,9 +335,8 @@ def test_a_vmap_over_hyperparameters_is_a_loop(y, g, cells):
 def test_a_scan_is_a_loop(y, g, hyper):
   @jax.jit
   def scanned(hyper, y, g):
-    solver = rewa_jax.rewa_sgd(
-      0.1, **hyper, weight_decay=0.1, momentum=0.5, mask=None
-    )
+    rewa = rewa_jax.Rewa(**hyper, mask=None)
+    solver = rewa_jax.sgd(0.1, rewa, weight_decay=0.1, momentum=0.5)
 
     def step(carry, _):
       y, state = carry
@@ -407,7 +407,7 @@ def test_the_penalty_adds_up_over_weights_and_ignores_signs(x, hyper):
     baselines.HadamardDifference(3),
     baselines.Gated("output"),
     baselines.PowerPropagation(2.0),
-    baselines.Rewa(9, 2),
+    rewa_jax.Rewa(9, 2),
     baselines.GroupedRewa(9, "output", 2),
   ],
   ids=lambda method: type(method).__name__,

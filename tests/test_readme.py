@@ -29,7 +29,7 @@ def test_there_are_four_ways_in_of_ten_lines():
 
 
 def test_a_step_that_is_not_finite_is_skipped():
-  names = {"rewa_jax": rewa_jax, "optax": optax}
+  names = {"rewa_jax": rewa_jax, "optax": optax, "rewa": rewa_jax.Rewa(9, 2)}
   exec(FINITE, names)
   solver, latents = names["solver"], {"kernel": jnp.ones(2)}
   broken = {"kernel": jnp.array([jnp.nan, 1])}
@@ -57,6 +57,26 @@ def test_each_snippet_gives_a_sparse_network(snippet, capsys):
   hidden = jax.nn.relu(names["images"] @ kernel1 + bias1)
   logits = hidden @ kernel2 + bias2
   assert jnp.mean(logits.argmax(-1) == names["labels"]) > 0.9
+
+
+def test_the_ways_in_say_k_once_each():
+  for snippet in WAYS_IN:
+    assert len(re.findall(r"\bk\b", snippet)) == 1
+
+
+@pytest.mark.parametrize("method", ["spred()", "Gated('output', depth=3)"])
+@pytest.mark.parametrize("snippet", WAYS_IN)
+def test_another_method_is_another_word(snippet, method):
+  swapped = re.sub(
+    r"rewa_jax\.Rewa\(.*\)", f"rewa_jax.baselines.{method}", snippet
+  )
+  assert swapped != snippet
+  names = {}
+  # Five steps show that it runs.
+  exec(SETUP.replace("range(1000)", "range(5)"), names)
+  exec(swapped.replace("range(1000)", "range(5)"), names)
+  kernels = rewa_jax.sparsity(names["weights"])
+  assert kernels.total_size == 64 * 128 + 128 * 10
 
 
 def test_the_commands_are_one_line_each():

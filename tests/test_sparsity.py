@@ -1,11 +1,10 @@
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from flax import nnx
 
 import rewa_jax
+from rewa_jax import baselines
 
 PARAMS = {
   "a": {"kernel": jnp.array([[0.0, 2.0], [-0.5, 0.0]]), "bias": jnp.zeros(2)},
@@ -47,85 +46,63 @@ def test_edges():
   assert "0x" not in str(rewa_jax.sparsity({"w": jnp.zeros(3)}))
   assert int(rewa_jax.sparsity({"w": jnp.array(jnp.nan)}).total_nonzero) == 1
   assert int(rewa_jax.sparsity({"w": 0.5}).total_nonzero) == 1
-  pruned, masks = rewa_jax.prune({}, sparsity=0.5)
-  assert pruned == masks == {}
 
 
 def test_latents_are_as_sparse_as_their_weights():
   weights = rewa_jax.sparsity(PARAMS)
-  latents = rewa_jax.sparsity(rewa_jax.to_latents(PARAMS, 9))
+  latents = rewa_jax.sparsity(rewa_jax.Rewa(k=9).to_latents(PARAMS))
   assert int(latents.total_nonzero) == int(weights.total_nonzero)
 
 
-def test_prune_at_a_threshold():
-  pruned, masks = rewa_jax.prune(PARAMS, threshold=0.5)
-  np.testing.assert_array_equal(pruned["a"]["kernel"], [[0, 2], [0, 0]])
-  np.testing.assert_array_equal(masks["b"]["kernel"], [[True], [False]])
-  assert masks["a"]["bias"].all()
-
-
-@given(
-  values=st.lists(
-    st.sampled_from([0.0, 0.1, -0.1, 1.0, -2.0, 3.0]), min_size=1
-  ),
-  share=st.floats(0, 1),
+@pytest.mark.parametrize(
+  "method",
+  [rewa_jax.Rewa(k=9), baselines.spred(), baselines.Gated("output")],
 )
-def test_prune_to_a_sparsity_zeroes_that_share_of_the_smallest(values, share):
-  x = np.array(values, np.float32)
-  pruned, masks = rewa_jax.prune({"w": x}, sparsity=share)
-  number = len(x) - round((1 - share) * len(x))
-  assert (pruned["w"] == 0).sum() == max(number, (x == 0).sum())
-  kept, cut = np.abs(x[masks["w"]]), np.abs(x[~masks["w"]])
-  assert not kept.size or not cut.size or kept.min() >= cut.max()
-  np.testing.assert_array_equal(pruned["w"], np.where(masks["w"], x, 0))
+@pytest.mark.parametrize("threshold", [0, 1e-6, 0.6])
+def test_of_latents_the_weights_are_counted(method, threshold):
+  latents = method.to_latents(PARAMS)
+  report = rewa_jax.sparsity(latents, threshold, method=method)
+  # Factors of a small weight and its zeros start away from zero.
+  wanted = rewa_jax.sparsity(method.to_weights(latents), threshold)
+  assert report.size == wanted.size
+  assert report.nonzero == wanted.nonzero
 
 
-def test_scope_of_a_sparsity():
-  params = {"a": {"w": jnp.arange(1.0, 5)}, "b": {"w": jnp.arange(5.0, 9)}}
-  overall, _ = rewa_jax.prune(params, sparsity=0.5)
-  each, _ = rewa_jax.prune(params, sparsity=0.5, scope="leaf")
-  assert not overall["a"]["w"].any() and overall["b"]["w"].all()
-  assert each["a"]["w"].tolist() == [0, 0, 3, 4]
-  assert each["b"]["w"].tolist() == [0, 0, 7, 8]
-
-
-def test_prune_under_jit_with_a_traced_sparsity():
-  prune = jax.jit(lambda share: rewa_jax.prune(PARAMS, sparsity=share))
-  for share in (0.0, 0.5, 1.0):
-    wanted = rewa_jax.prune(PARAMS, sparsity=share)
-    jax.tree.map(np.testing.assert_array_equal, prune(share), wanted)
-
-
-def test_masks_keep_zeros_zero_while_training_goes_on():
-  pruned, masks = rewa_jax.prune(PARAMS, sparsity=0.5)
-  updates = jax.tree.map(jnp.ones_like, PARAMS)
-  updates = jax.tree.map(jnp.multiply, updates, masks)
-  tuned = jax.tree.map(jnp.add, pruned, updates)
-  report = rewa_jax.sparsity(tuned)
-  assert int(report.total_nonzero) == 3
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_dtypes_are_kept(dtype):
-  params = {"w": jnp.arange(4, dtype=dtype)}
-  pruned, masks = rewa_jax.prune(params, sparsity=0.5)
-  assert pruned["w"].dtype == dtype and masks["w"].dtype == bool
+def test_the_mask_of_the_method_says_what_is_counted():
+  rewa = rewa_jax.Rewa(k=3, mask={"a": True, "b": False})
+  latents = rewa.to_latents(PARAMS)
+  report = rewa_jax.sparsity(latents, method=rewa)
+  assert report.size == {"a/kernel": 4, "a/bias": 2}
+  with pytest.raises(ValueError, match="mask and method both say .* mask None"):
+    rewa_jax.sparsity(latents, mask=None, method=rewa)
 
 
 @pytest.mark.parametrize(
-  ("how", "message"),
-  [
-    (dict(), "exactly one of threshold and sparsity, got threshold=None"),
-    (dict(threshold=0.1, sparsity=0.1), "exactly one"),
-    (dict(threshold=-1), "threshold must be .* >= 0, got -1"),
-    (dict(sparsity=1.5), "sparsity must be .* <= 1, got 1.5"),
-    (dict(sparsity=float("nan")), "sparsity must be"),
-    (dict(sparsity=0.5, scope="layer"), "'global' or 'leaf', got 'layer'"),
-  ],
+  "mask", [rewa_jax.kernels, None, {"kernel": True, "bias": False}]
 )
-def test_bad_input_to_prune_is_refused(how, message):
-  with pytest.raises(ValueError, match=message):
-    rewa_jax.prune(PARAMS, **how)
+@pytest.mark.parametrize("form", [lambda state: state, nnx.to_pure_dict])
+def test_latents_of_nnx_are_counted_with_their_method_alone(mask, form):
+  rewa = rewa_jax.Rewa(k=9, mask=mask)
+  model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+  weights = rewa_jax.sparsity(nnx.state(model, nnx.Param), 0.4, mask)
+  wrapped = rewa_jax.nnx.reparameterize(model, rewa)
+  latents = form(nnx.state(wrapped, nnx.Param))
+  report = rewa_jax.sparsity(latents, 0.4, method=rewa)
+  assert 0 < int(report.total_nonzero) == int(weights.total_nonzero) < 8
+  assert report.total_size == weights.total_size
+  for use in (rewa_jax.sparsity, rewa_jax.prune):
+    with pytest.raises(ValueError, match="rewa_latents/.* holds latents"):
+      use(latents, threshold=0.4)
+
+
+def test_latents_of_several_arrays_are_refused_without_their_method():
+  latents = baselines.spred().to_latents(PARAMS)
+  with pytest.raises(ValueError, match="a/kernel holds latents, not weights"):
+    rewa_jax.sparsity(latents)
+  with pytest.raises(
+    ValueError, match="a/kernel holds 2 arrays for one, but R"
+  ):
+    rewa_jax.sparsity(latents, method=rewa_jax.Rewa(k=3))
 
 
 def test_a_bad_threshold_for_counting_is_refused():

@@ -105,24 +105,14 @@ def schedule(count):
   return jnp.asarray(RATES)[count]
 
 
-def latent_optimizer(k, m, eps, decay, momentum, adam, gradient="weight"):
+def latent_optimizer(rewa, decay, momentum, adam):
   if adam:
-    return rewa_jax.rewa_adamw(
-      schedule, k, m, eps, weight_decay=decay, gradient=gradient
-    )
-  return rewa_jax.rewa_sgd(
-    schedule,
-    k,
-    m,
-    eps,
-    weight_decay=decay,
-    momentum=momentum,
-    gradient=gradient,
-  )
+    return rewa_jax.adamw(schedule, rewa, weight_decay=decay)
+  return rewa_jax.sgd(schedule, rewa, weight_decay=decay, momentum=momentum)
 
 
 def base_optimizer(decay, momentum, adam):
-  """What rewa_sgd and rewa_adamw are without ReWA, from optax alone."""
+  """What sgd and adamw are without a method, from optax alone."""
   return optax.chain(
     optax.scale_by_adam() if adam else optax.trace(momentum),
     optax.add_decayed_weights(decay, mask=rewa_jax.kernels),
@@ -145,47 +135,65 @@ def descend(loss, optimizer, params):
 # The ways in. Each trains on a loss of weights and returns the weights.
 
 
-def by_latents(loss, params, k, *hyper, gradient="weight"):
-  latents = descend(
-    lambda latents: loss(rewa_jax.to_weights(latents, k, gradient=gradient)),
-    latent_optimizer(k, *hyper, gradient=gradient),
-    rewa_jax.to_latents(params, k),
+def by_latents(loss, params, rewa, *hyper):
+  return on_latents(loss, params, rewa, latent_optimizer(rewa, *hyper))
+
+
+def by_numbers(loss, params, rewa, decay, momentum, adam):
+  numbers = rewa.k, rewa.m, rewa.eps
+  common = dict(weight_decay=decay, gradient=rewa.gradient)
+  if adam:
+    optimizer = rewa_jax.rewa_adamw(schedule, *numbers, **common)
+  else:
+    optimizer = rewa_jax.rewa_sgd(
+      schedule, *numbers, momentum=momentum, **common
+    )
+  return on_latents(loss, params, rewa, optimizer)
+
+
+def by_hand(loss, params, rewa, *hyper):
+  scale = rewa_jax.scale_by_rewa(
+    *(rewa.k, rewa.m, rewa.eps),
+    mask=rewa_jax.kernels,
+    gradient=rewa.gradient,
   )
-  return rewa_jax.to_weights(latents, k)
+  optimizer = optax.chain(scale, base_optimizer(*hyper))
+  return on_latents(loss, params, rewa, optimizer)
 
 
-def by_hand(loss, params, k, m, eps, *hyper):
-  scale = rewa_jax.scale_by_rewa(k, m, eps, mask=rewa_jax.kernels)
+def on_latents(loss, params, rewa, optimizer):
   latents = descend(
-    lambda latents: loss(rewa_jax.to_weights(latents, k, gradient="weight")),
-    optax.chain(scale, base_optimizer(*hyper)),
-    rewa_jax.to_latents(params, k),
+    lambda latents: loss(rewa.to_weights(latents)),
+    optimizer,
+    rewa.to_latents(params),
   )
-  return rewa_jax.to_weights(latents, k)
+  return rewa.to_weights(latents)
 
 
-def by_drop_in(loss, params, k, m, eps, *hyper):
-  optimizer = rewa_jax.reparameterize(base_optimizer(*hyper), k, m, eps)
+def by_drop_in(loss, params, rewa, *hyper):
+  optimizer = rewa_jax.reparameterize(base_optimizer(*hyper), rewa)
   return descend(loss, optimizer, params)
 
 
-def by_linen(loss, params, k, *hyper, gradient="weight"):
+def by_linen(loss, params, rewa, *hyper):
   del loss  # The model computes it.
-  model = rewa_jax.linen.Reparameterized(Network(), k, gradient=gradient)
+  model = rewa_jax.linen.Reparameterized(Network(), rewa)
   variables = descend(
     lambda variables: network_loss(variables["params"], model),
-    latent_optimizer(k, *hyper, gradient=gradient),
+    latent_optimizer(rewa, *hyper),
     model.to_latents({"params": params}),
   )
   return model.to_weights(variables)["params"]
 
 
-def by_nnx(loss, params, k, *hyper, gradient="weight"):
+def by_nnx(loss, params, rewa, *hyper):
   del loss  # The model computes it.
   bare = NnxNetwork(params["out"]["bias"].dtype)
   nnx.update(bare, params)
-  model = rewa_jax.nnx.reparameterize(bare, k, gradient=gradient)
-  optimizer = latent_optimizer(k, *hyper, gradient=gradient)
+  # A model is static, and the m and eps of all rows are traced.
+  static = rewa_jax.Rewa(rewa.k, gradient=rewa.gradient)
+  model = rewa_jax.nnx.reparameterize(bare, static)
+  optimizer = latent_optimizer(rewa, *hyper)
   optimizer = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
   graphdef, state = nnx.split((model, optimizer))
 
@@ -202,15 +210,18 @@ def by_nnx(loss, params, k, *hyper, gradient="weight"):
   return nnx.to_pure_dict(nnx.state(model.weights(), nnx.Param))
 
 
+# By name, with the convention of the gradient.
 WAYS_IN = {
-  "latents": by_latents,
-  "latents, latent gradient": functools.partial(by_latents, gradient="latent"),
-  "by hand": by_hand,
-  "drop-in": by_drop_in,
-  "linen": by_linen,
-  "linen, latent gradient": functools.partial(by_linen, gradient="latent"),
-  "nnx": by_nnx,
-  "nnx, latent gradient": functools.partial(by_nnx, gradient="latent"),
+  "latents": (by_latents, "weight"),
+  "latents, latent gradient": (by_latents, "latent"),
+  "by numbers": (by_numbers, "weight"),
+  "by hand": (by_hand, "weight"),
+  "by hand, latent gradient": (by_hand, "latent"),
+  "drop-in": (by_drop_in, "weight"),
+  "linen": (by_linen, "weight"),
+  "linen, latent gradient": (by_linen, "latent"),
+  "nnx": (by_nnx, "weight"),
+  "nnx, latent gradient": (by_nnx, "latent"),
 }
 
 
@@ -299,8 +310,12 @@ def train_all(way, problem, k, adam, dtype):
   problem = {"network": NETWORK, "quadratic": QUADRATIC}[problem]
   params = nested(problem.params, dtype)
 
+  by_way, gradient = WAYS_IN[way]
+
   def train(row):
-    return flat(WAYS_IN[way](problem.loss, params, k, *row, adam))
+    m, eps, decay, momentum = row
+    rewa = rewa_jax.Rewa(k, m, eps, gradient=gradient)
+    return flat(by_way(problem.loss, params, rewa, decay, momentum, adam))
 
   # Most of the time is compilation; one k is compiled as users compile it.
   options = {} if k == 9 else {"xla_backend_optimization_level": 0}

@@ -33,20 +33,23 @@ from transformer import GPT2, SEVEN_BILLION
 import rewa_jax
 
 MODELS = {"7b": SEVEN_BILLION, "124m": GPT2}
-K, EPS, RATE, DECAY = 9, 1e-3, 1e-4, 0.1
+REWA = rewa_jax.Rewa(k=9, eps=1e-3)
+RATE, DECAY = 1e-4, 0.1
 COLUMNS = ("way", "GB a device", "arguments", "temporary", "times adamw")
 
 
 def ways(model: Any) -> dict[str, tuple[Any, optax.GradientTransformation]]:
   """Returns models and optimizers by name."""
-  reparameterized = functools.partial(rewa_jax.linen.Reparameterized, k=K)
+  reparameterized = functools.partial(
+    rewa_jax.linen.Reparameterized, method=REWA
+  )
   adamw = optax.adamw(RATE, weight_decay=DECAY, mask=rewa_jax.kernels)
-  rewa = rewa_jax.rewa_adamw(RATE, K, 0, EPS, weight_decay=DECAY)
+  rewa = rewa_jax.adamw(RATE, REWA, weight_decay=DECAY)
   return {
     "optax.adamw": (model(), adamw),
     "rewa_adamw, in each block": (model(wrap=reparameterized), rewa),
     "rewa_adamw, around the model": (reparameterized(model()), rewa),
-    "drop-in, adamw": (model(), rewa_jax.reparameterize(adamw, K, 0, EPS)),
+    "drop-in, adamw": (model(), rewa_jax.reparameterize(adamw, REWA)),
   }
 
 

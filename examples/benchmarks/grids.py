@@ -23,18 +23,18 @@ from tqdm import tqdm
 
 import rewa_jax
 
-BATCH_SIZE, K = 128, 9
+REWA = rewa_jax.Rewa(k=9, m=2)
+BATCH_SIZE = 128
 
 
 def train(images, labels, steps, key, weight_decay, learning_rate):
   """Returns the loss after training with one setting."""
   bare = nn.Sequential([nn.Dense(128), nn.relu, nn.Dense(10)])
-  model = rewa_jax.linen.Reparameterized(bare, K)
+  model = rewa_jax.linen.Reparameterized(bare, REWA)
   schedule = optax.cosine_decay_schedule(1.0, steps)
-  solver = rewa_jax.rewa_sgd(
+  solver = rewa_jax.sgd(
     lambda count: learning_rate * schedule(count),
-    K,
-    2,
+    REWA,
     weight_decay=weight_decay,
     momentum=0.9,
   )

@@ -31,73 +31,59 @@ from trees import TREES, shapes
 import rewa_jax
 from rewa_jax import baselines
 
-K, M, EPS, RATE, DECAY = 9, 2, 1e-3, 1e-3, 1e-4
+SGD_REWA = rewa_jax.Rewa(k=9, m=2)
+ADAM_REWA = rewa_jax.Rewa(k=9, eps=1e-3)
+RATE, DECAY = 1e-3, 1e-4
 ROUNDS = 3  # Each with memory of its own: where arrays lie has its speed.
 COLUMNS = ("method", "ms", "times base", "share of limit", "kernels a leaf")
 
 
-class Method(NamedTuple):
-  """How a method stores weights, and its optimizer.
+class Row(NamedTuple):
+  """What is timed.
 
   Attributes:
     base: the name of the optimizer that it is compared with.
     solver: what updates latents.
-    to_latents: from weights.
-    to_weights: from latents, or None where latents are the weights.
+    method: what the latents are, or None where they are the weights.
   """
 
   base: str
   solver: optax.GradientTransformation
-  to_latents: Callable[[Any], Any] = lambda params: params
-  to_weights: Callable[[Any], Any] | None = None
+  method: rewa_jax.Method | None = None
 
 
-def methods() -> dict[str, Method]:
-  """Returns the methods by name."""
-  to_latents = functools.partial(rewa_jax.to_latents, k=K)
-  to_weights = functools.partial(rewa_jax.to_weights, k=K, gradient="weight")
+def methods() -> dict[str, Row]:
+  """Returns the rows by name."""
   rows = {}
   for base, momentum in (("sgd", None), ("momentum", 0.9)):
-    plain = optax.sgd(RATE, momentum)
     decayed = optax.chain(
       optax.identity() if momentum is None else optax.trace(momentum),
-      optax.add_decayed_weights(DECAY, rewa_jax.kernels),
+      optax.add_decayed_weights(DECAY, SGD_REWA.decaying),
       optax.scale_by_learning_rate(RATE),
     )
-    solver = rewa_jax.rewa_sgd(
-      RATE, K, M, weight_decay=DECAY, momentum=momentum
-    )
-    rows[base] = Method(base, plain)
-    rows[f"rewa_sgd, {base}"] = Method(base, solver, to_latents, to_weights)
-    rows[f"drop-in, {base}"] = Method(
-      base, rewa_jax.reparameterize(decayed, K, M)
-    )
-    rows |= {
-      f"{name}, {base}": Method(
-        base,
-        baselines.sgd(RATE, method, strength=DECAY, momentum=momentum),
-        method.to_latents,
-        method.to_weights,
-      )
-      for name, method in {
-        "spred": baselines.spred(),
-        **{
-          f"DWF, D = {depth}": baselines.deep_weight_factorization(depth)
-          for depth in (2, 3, 4)
-        },
-      }.items()
-    }
+    drop_in = rewa_jax.reparameterize(decayed, SGD_REWA)
+    rows[base] = Row(base, optax.sgd(RATE, momentum))
+    rows[f"rewa_sgd, {base}"] = _latents(base, momentum, SGD_REWA)
+    rows[f"drop-in, {base}"] = Row(base, drop_in)
+    rows[f"spred, {base}"] = _latents(base, momentum, baselines.spred())
+    for depth in (2, 3, 4):
+      method = baselines.deep_weight_factorization(depth)
+      rows[f"DWF, D = {depth}, {base}"] = _latents(base, momentum, method)
   adamw = optax.adamw(RATE, weight_decay=DECAY, mask=rewa_jax.kernels)
-  solver = rewa_jax.rewa_adamw(RATE, K, 0, EPS, weight_decay=DECAY)
-  rows["adamw"] = Method("adamw", adamw)
-  rows["rewa_adamw"] = Method("adamw", solver, to_latents, to_weights)
-  rows["drop-in, adamw"] = Method(
-    "adamw", rewa_jax.reparameterize(adamw, K, 0, EPS)
-  )
+  rewa_adamw = rewa_jax.adamw(RATE, ADAM_REWA, weight_decay=DECAY)
+  drop_in = rewa_jax.reparameterize(adamw, ADAM_REWA)
+  rows["adamw"] = Row("adamw", adamw)
+  rows["rewa_adamw"] = Row("adamw", rewa_adamw, ADAM_REWA)
+  rows["drop-in, adamw"] = Row("adamw", drop_in)
   return rows
 
 
-def compiled(method: Method, params: Any) -> tuple[Any, Any]:
+def _latents(base, momentum, method):
+  solver = rewa_jax.sgd(RATE, method, weight_decay=DECAY, momentum=momentum)
+  return Row(base, solver, method)
+
+
+def compiled(row: Row, params: Any) -> tuple[Any, Any]:
   """Returns the step on gradients and a carry, and what makes the first carry.
 
   A carry is (latents, state, weights).
@@ -105,19 +91,21 @@ def compiled(method: Method, params: Any) -> tuple[Any, Any]:
 
   def step(grads, carry):
     latents, state, _ = carry
-    if method.to_weights:
-      (grads,) = jax.vjp(method.to_weights, latents)[1](grads)
-    updates, state = method.solver.update(grads, state, latents)
+    if row.method:
+      (grads,) = jax.vjp(row.method.to_weights, latents)[1](grads)
+    updates, state = row.solver.update(grads, state, latents)
     latents = optax.apply_updates(latents, updates)
     return latents, state, weights_of(latents)
 
   def weights_of(latents):
-    return method.to_weights(latents) if method.to_weights else ()
+    return row.method.to_weights(latents) if row.method else ()
 
   def start(params):
     # A copy, since the step donates its carry and reads the gradients.
-    latents = method.to_latents(jax.tree.map(jnp.copy, params))
-    return latents, method.solver.init(latents), weights_of(latents)
+    latents = jax.tree.map(jnp.copy, params)
+    if row.method:
+      latents = row.method.to_latents(latents)
+    return latents, row.solver.init(latents), weights_of(latents)
 
   # Old weights are not read; new ones go where they were.
   jitted = jax.jit(step, donate_argnums=1, keep_unused=True)
@@ -172,7 +160,7 @@ def measure(tree: str, names: Sequence[str], turns: int) -> dict[str, Any]:
     for name, row in rows.items()
     if name == row.base
   }
-  torch_rows = _torch_rows(leaves) if _has_torch() else {}
+  torch_rows = _torch_rows(leaves)
   chosen = [name for name in (*rows, *torch_rows) if not names or name in names]
   total = len(chosen) * ROUNDS * (turns + 2)
   progress = tqdm(total=total, desc=tree, unit="turn")
@@ -238,6 +226,8 @@ def _draw(leaves):
 
 
 def _torch_rows(leaves):
+  if not _has_torch():
+    return {}
   import eager_torch
 
   sizes = [leaf.shape for leaf in jax.tree.leaves(leaves)]
@@ -249,7 +239,11 @@ def _torch_rows(leaves):
     )
     rows[f"eager torch ReWA, {base}"] = (
       base,
-      functools.partial(eager_torch.rewa, sizes, RATE, momentum, K, M, DECAY),
+      functools.partial(
+        eager_torch.rewa,
+        sizes,
+        *(RATE, momentum, SGD_REWA.k, SGD_REWA.m, DECAY),
+      ),
     )
   return rows
 

@@ -28,7 +28,8 @@ import rewa_jax
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "image_classification"))
 from models import MODELS
 
-K, M, RATE, DECAY, MOMENTUM = 9, 2, 0.01, 1e-3, 0.9
+REWA = rewa_jax.Rewa(k=9, m=2)
+RATE, DECAY, MOMENTUM = 0.01, 1e-3, 0.9
 COLUMNS = ("way", "ms", "times dense", "MB", "times dense", "s to compile")
 
 
@@ -36,42 +37,31 @@ class Way(NamedTuple):
   """A way in.
 
   Attributes:
-    wrap: what becomes of the model.
-    to_weights: what becomes of params inside the loss.
-    to_latents: what becomes of the first params outside the model.
     solver: the optimizer.
+    wrap: what becomes of the model.
+    method: what params are latents of outside the model, if they are.
   """
 
-  wrap: Callable[[Any], Any]
-  to_weights: Callable[[Any], Any]
-  to_latents: Callable[[Any], Any]
   solver: optax.GradientTransformation
+  wrap: Callable[[Any], Any] = lambda model: model
+  method: rewa_jax.Method | None = None
 
 
 def ways() -> dict[str, Way]:
   """Returns the dense network's training and ReWA's, by name."""
-
-  def same(x):
-    return x
-
-  solver = rewa_jax.rewa_sgd(RATE, K, M, weight_decay=DECAY, momentum=MOMENTUM)
+  solver = rewa_jax.sgd(RATE, REWA, weight_decay=DECAY, momentum=MOMENTUM)
   inner = optax.chain(
     optax.trace(MOMENTUM),
-    optax.add_decayed_weights(DECAY, rewa_jax.kernels),
+    optax.add_decayed_weights(DECAY, REWA.decaying),
     optax.scale_by_learning_rate(RATE),
   )
   return {
-    "dense": Way(same, same, same, optax.sgd(RATE, MOMENTUM)),
+    "dense": Way(optax.sgd(RATE, MOMENTUM)),
     "linen": Way(
-      lambda model: rewa_jax.linen.Reparameterized(model, K), same, same, solver
+      solver, wrap=lambda model: rewa_jax.linen.Reparameterized(model, REWA)
     ),
-    "trees": Way(
-      same,
-      lambda y: rewa_jax.to_weights(y, K, gradient="weight"),
-      lambda x: rewa_jax.to_latents(x, K),
-      solver,
-    ),
-    "drop-in": Way(same, same, same, rewa_jax.reparameterize(inner, K, M)),
+    "trees": Way(solver, method=REWA),
+    "drop-in": Way(rewa_jax.reparameterize(inner, REWA)),
   }
 
 
@@ -102,8 +92,9 @@ def training_step(
     inputs, labels = batch
 
     def loss(params):
+      weights = way.method.to_weights(params) if way.method else params
       logits, updated = model.apply(
-        {"params": way.to_weights(params), **statistics},
+        {"params": weights, **statistics},
         inputs,
         **arguments,
         mutable=list(statistics),
@@ -118,7 +109,9 @@ def training_step(
   @jax.jit
   def start(key):
     variables = dict(model.init(key, batch[0][:1], **arguments))
-    params = way.to_latents(variables.pop("params"))
+    params = variables.pop("params")
+    if way.method:
+      params = way.method.to_latents(params)
     return params, variables, way.solver.init(params)
 
   return step, start(jax.random.key(0))

@@ -89,12 +89,12 @@ def choose(
   return divmod(int(best), accuracy.shape[1])
 
 
-def tune(network, method, data, epochs, pilot, advance) -> dict[str, Any]:
+def tune(network, recipe, data, epochs, pilot, advance) -> dict[str, Any]:
   """Trains the grid, and measures it on validation images."""
-  cells = [(s, r) for s in method.strengths for r in method.rates]
+  cells = [(s, r) for s in recipe.strengths for r in recipe.rates]
   trained = train(
     network,
-    method,
+    recipe,
     cells,
     data,
     seed=GRID_SEED,
@@ -120,7 +120,7 @@ def tune(network, method, data, epochs, pilot, advance) -> dict[str, Any]:
 
 
 def test(
-  network, method, data, grid, picks, epochs, pilots, seeds, advance
+  network, recipe, data, grid, picks, epochs, pilots, seeds, advance
 ) -> list[dict[str, Any]]:
   """Trains the chosen cells from other seeds, and measures them on test."""
   found = {t: pick for t, pick in picks.items() if pick is not None}
@@ -134,7 +134,7 @@ def test(
   for seed in seeds:
     trained = train(
       network,
-      method,
+      recipe,
       cells,
       data,
       seed=seed,
@@ -164,14 +164,14 @@ def test(
   return rows
 
 
-def train_pilots(network, method, data, grid, epochs, seeds, advance):
+def train_pilots(network, recipe, data, grid, epochs, seeds, advance):
   """Trains the most accurate dense network from every seed."""
   cell = grid["cells"][int(np.argmax(grid["accuracy"][0]))]
   pilots = {}
   for seed in seeds:
     trained = train(
       network,
-      method,
+      recipe,
       [cell],
       data,
       seed=seed,
@@ -273,7 +273,7 @@ def parse(argv) -> argparse.Namespace:
     if name not in known:
       parser.error(f"--only {name}: not one of {', '.join(known)}")
   names = args.only or (FAST if args.fast else known)
-  args.methods = {
+  args.recipes = {
     name: known[name] for name in known if name in names or name == "dense"
   }
   if args.epochs is None:
@@ -297,15 +297,15 @@ def compare(args, network, data) -> dict[str, Any]:
   }
   passes = 1 + len(args.seeds)
   bar = tqdm(
-    total=len(args.methods) * passes * args.epochs, unit="epoch", smoothing=0.1
+    total=len(args.recipes) * passes * args.epochs, unit="epoch", smoothing=0.1
   )
   results, pilots, reference = {}, {}, None
-  for done, (name, method) in enumerate(args.methods.items(), 1):
+  for done, (name, recipe) in enumerate(args.recipes.items(), 1):
     bar.set_description(name)
     settings = {
       **common,
-      "strengths": list(method.strengths),
-      "rates": list(method.rates),
+      "strengths": list(recipe.strengths),
+      "rates": list(recipe.rates),
     }
     path = args.out / file_name(name)
     pilot_path = args.out / "dense.npz"
@@ -318,13 +318,13 @@ def compare(args, network, data) -> dict[str, Any]:
       result = {"method": name, "settings": settings, **provenance()}
       pilot = pilots.get(GRID_SEED)
       advance = bar.update
-      tuned = tune(network, method, data, args.epochs, pilot, advance)
+      tuned = tune(network, recipe, data, args.epochs, pilot, advance)
       del tuned["weights"]
       result |= tuned
       if name == "dense":
         pilots = train_pilots(
           network,
-          method,
+          recipe,
           data,
           result["grid"],
           args.epochs,
@@ -350,7 +350,7 @@ def compare(args, network, data) -> dict[str, Any]:
       picks = {t: choose(result["grid"], least - t) for t in TOLERANCES}
       result["chosen"] = test(
         network,
-        method,
+        recipe,
         data,
         result["grid"],
         picks,
@@ -375,7 +375,7 @@ def compare(args, network, data) -> dict[str, Any]:
 
 def time_again(args, network, data) -> dict[str, Any]:
   """Times the first steps of finished methods, one right after the other."""
-  paths = {name: args.out / file_name(name) for name in args.methods}
+  paths = {name: args.out / file_name(name) for name in args.recipes}
   results = {
     name: json.loads(path.read_text())
     for name, path in paths.items()
@@ -391,11 +391,11 @@ def time_again(args, network, data) -> dict[str, Any]:
   # Schedules of the whole run: in a short one GMP would sort all the time.
   planned = args.epochs * (len(labels) // BATCH_SIZE) // steps
   for name, result in tqdm(results.items()):
-    method = args.methods[name]
-    cells = [(s, r) for s in method.strengths for r in method.rates]
+    recipe = args.recipes[name]
+    cells = [(s, r) for s in recipe.strengths for r in recipe.rates]
     trained = train(
       network,
-      method,
+      recipe,
       cells,
       data,
       seed=GRID_SEED,

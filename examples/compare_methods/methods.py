@@ -42,8 +42,8 @@ class Setting(NamedTuple):
   project: Callable[[Any, Any], Any] = lambda params, state: params
 
 
-class Method(NamedTuple):
-  """All that differs between methods.
+class Recipe(NamedTuple):
+  """All that differs between the methods compared.
 
   Attributes:
     setting: makes a setting of a strength, traced, and a run.
@@ -63,34 +63,44 @@ def spread(highest: float, factor: float = 2.0) -> tuple[float, ...]:
   return tuple(float(f"{highest / factor**i:.2g}") for i in (3, 2, 1, 0))
 
 
-def reparameterized(method, strengths, **others) -> Method:
+def on_latents(
+  method: rewa_jax.Method, run: Run, weight_decay, momentum=MOMENTUM
+) -> Setting:
+  """Trains latents, at first those of the drawn weights."""
+  return Setting(
+    rewa_jax.sgd(
+      run.schedule, method, weight_decay=weight_decay, momentum=momentum
+    ),
+    lambda key, weights: method.to_latents(weights),
+    lambda latents, state: method.to_weights(latents),
+  )
+
+
+def reparameterized(method, strengths, *, decay=1.0, **others) -> Recipe:
+  """A method; strengths are as published, times decay they are weight decay."""
+
   def setting(strength, run):
-    return Setting(
-      baselines.sgd(run.schedule, method, strength=strength, momentum=MOMENTUM),
-      lambda key, weights: method.to_latents(weights),
-      lambda latents, state: method.to_weights(latents),
-    )
+    return on_latents(method, run, decay * strength)
 
-  return Method(setting, strengths, **others)
+  return Recipe(setting, strengths, **others)
 
 
-def factorized(depth, strengths, *, corrected, rates) -> Method:
+def factorized(depth, strengths, *, decay, corrected, rates) -> Recipe:
   """Deep weight factorization as published: its start, and no momentum."""
   method = baselines.deep_weight_factorization(depth)
 
   def setting(strength, run):
-    return Setting(
-      baselines.sgd(run.schedule, method, strength=strength),
-      lambda key, weights: baselines.draw_factors(
-        key, weights, depth, corrected=corrected
-      ),
-      lambda latents, state: method.to_weights(latents),
+    setting = on_latents(method, run, decay * strength, momentum=None)
+    return setting._replace(
+      to_params=lambda key, weights: baselines.draw_factors(
+        key, weights, method, corrected=corrected
+      )
     )
 
-  return Method(setting, strengths, rates)
+  return Recipe(setting, strengths, rates)
 
 
-def proximal(penalty, strengths, **others) -> Method:
+def proximal(penalty, strengths, **others) -> Recipe:
   """A penalty with a proximal step; it is made of a strength and a pilot."""
 
   def setting(strength, run):
@@ -100,10 +110,10 @@ def proximal(penalty, strengths, **others) -> Method:
       )
     )
 
-  return Method(setting, strengths, **others)
+  return Recipe(setting, strengths, **others)
 
 
-def added(gradient, strengths, **others) -> Method:
+def added(gradient, strengths, **others) -> Recipe:
   """A penalty whose gradient is added outside the momentum."""
 
   def setting(strength, run):
@@ -115,7 +125,7 @@ def added(gradient, strengths, **others) -> Method:
       )
     )
 
-  return Method(setting, strengths, **others)
+  return Recipe(setting, strengths, **others)
 
 
 def decay_kernels(decay):
@@ -123,12 +133,8 @@ def decay_kernels(decay):
 
 
 def power_propagation(alpha, run) -> Setting:
-  method = baselines.PowerPropagation(alpha)
-  return Setting(
-    optax.sgd(run.schedule, MOMENTUM),
-    lambda key, weights: method.to_latents(weights),
-    lambda latents, state: method.to_weights(latents),
-  )
+  """PowerPropagation as published: without weight decay."""
+  return on_latents(baselines.PowerPropagation(alpha), run, weight_decay=0.0)
 
 
 def gradual_pruning(sparsity, run) -> Setting:
@@ -145,27 +151,27 @@ def gradual_pruning(sparsity, run) -> Setting:
   )
 
 
-def lenet300_methods() -> dict[str, Method]:
+def lenet300_methods() -> dict[str, Recipe]:
   channels = "output"
   return {
     "dense": added(decay_kernels, (0.0, 3e-4, 1e-3, 3e-3)),
     "ReWA": reparameterized(
-      baselines.Rewa(9, 2), spread(0.004), rates=(0.3, 0.6)
+      rewa_jax.Rewa(9, 2), spread(0.004), rates=(0.3, 0.6)
     ),
     "L1, proximal": proximal(lambda s, _: baselines.L1(s), spread(0.005, 1.7)),
     "spred": reparameterized(
       baselines.spred(), spread(0.005, 1.7), rates=(0.6, 1.5)
     ),
     "DWF, D = 3": factorized(
-      3, spread(4e-4), corrected=False, rates=(1.0, 3.0)
+      3, spread(4e-4), decay=2 / 3, corrected=False, rates=(1.0, 3.0)
     ),
     "DWF, D = 3, corrected start": factorized(
-      3, spread(6e-4), corrected=True, rates=(2.0, 5.0)
+      3, spread(6e-4), decay=2 / 3, corrected=True, rates=(2.0, 5.0)
     ),
     "DWF, D = 4, corrected start": factorized(
-      4, spread(4e-4), corrected=True, rates=(2.0, 5.0)
+      4, spread(4e-4), decay=2 / 4, corrected=True, rates=(2.0, 5.0)
     ),
-    "GMP": Method(gradual_pruning, (0.97, 0.98, 0.987, 0.992)),
+    "GMP": Recipe(gradual_pruning, (0.97, 0.98, 0.987, 0.992)),
     "lp, clipped gradient": added(
       lambda s: baselines.add_clipped_lp(s, p=0.5, clip=0.02),
       spread(0.002, 1.7),
@@ -180,15 +186,21 @@ def lenet300_methods() -> dict[str, Method]:
       baselines.Gated(channels), spread(0.04), rates=(0.2, 0.5)
     ),
     "D-Gating, D = 3": reparameterized(
-      baselines.Gated(channels, 3), spread(0.06), rates=(0.2, 0.5)
+      baselines.Gated(channels, 3),
+      spread(0.06),
+      decay=2 / 3,
+      rates=(0.2, 0.5),
     ),
     "Hadamard difference": reparameterized(
-      baselines.HadamardDifference(2), spread(0.005, 1.7), rates=(0.5, 1.0)
+      baselines.HadamardDifference(2),
+      spread(0.005, 1.7),
+      decay=2.0,
+      rates=(0.5, 1.0),
     ),
     "untied power, K = 4": reparameterized(
-      baselines.untied_power(4), spread(0.002), rates=(0.6, 1.5)
+      baselines.deep_weight_factorization(4), spread(0.002), rates=(0.6, 1.5)
     ),
-    "PowerPropagation": Method(power_propagation, (1.5, 2.0, 3.0, 4.0)),
+    "PowerPropagation": Recipe(power_propagation, (1.5, 2.0, 3.0, 4.0)),
     "L1, subgradient": added(baselines.add_l1_subgradient, spread(0.005, 1.7)),
     "MCP": proximal(lambda s, _: baselines.MCP(s), spread(0.03, 1.7)),
     "SCAD": proximal(lambda s, _: baselines.SCAD(s), spread(0.03, 1.7)),
@@ -201,20 +213,20 @@ def lenet300_methods() -> dict[str, Method]:
   }
 
 
-def lenet5_methods() -> dict[str, Method]:
+def lenet5_methods() -> dict[str, Recipe]:
   return {
     "dense": added(decay_kernels, (0.0, 3e-4, 1e-3), rates=(0.1, 0.2)),
     "ReWA": reparameterized(
-      baselines.Rewa(9, 2), (1e-3, 2e-3, 4e-3), rates=(0.3, 0.6)
+      rewa_jax.Rewa(9, 2), (1e-3, 2e-3, 4e-3), rates=(0.3, 0.6)
     ),
     "L1, proximal": proximal(lambda s, _: baselines.L1(s), (1e-3, 2e-3, 4e-3)),
     "spred": reparameterized(
       baselines.spred(), (1e-3, 2e-3, 4e-3), rates=(0.8, 1.5)
     ),
     "DWF, D = 3, corrected start": factorized(
-      3, (2e-4, 4e-4, 8e-4), corrected=True, rates=(3.0, 6.0)
+      3, (2e-4, 4e-4, 8e-4), decay=2 / 3, corrected=True, rates=(3.0, 6.0)
     ),
-    "GMP": Method(gradual_pruning, (0.985, 0.992, 0.996)),
+    "GMP": Recipe(gradual_pruning, (0.985, 0.992, 0.996)),
   }
 
 

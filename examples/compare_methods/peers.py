@@ -10,19 +10,19 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import optax
-from methods import MOMENTUM, Method, Setting
+from methods import MOMENTUM, Recipe, Setting
 
 SPARSITIES = (0.96, 0.98, 0.987, 0.992)
 
 
-def peers() -> dict[str, Method]:
+def peers() -> dict[str, Recipe]:
   """Returns JaxPruner's methods, none where it is not installed."""
   if importlib.util.find_spec("jaxpruner") is None:
     return {}
   jax.tree_map = _tree_map
   return {
-    "JaxPruner, magnitude": Method(_magnitude, SPARSITIES),
-    "JaxPruner, RigL": Method(_rigl, SPARSITIES),
+    "JaxPruner, magnitude": Recipe(_magnitude, SPARSITIES),
+    "JaxPruner, RigL": Recipe(_rigl, SPARSITIES),
   }
 
 

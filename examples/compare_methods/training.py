@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from methods import Method, Run, Setting
+from methods import Recipe, Run, Setting
 
 import rewa_jax
 
@@ -43,7 +43,7 @@ class Trained(NamedTuple):
 
 def train(
   network: nn.Module,
-  method: Method,
+  recipe: Recipe,
   cells: Sequence[tuple[float, float]],
   data: Data,
   *,
@@ -57,7 +57,7 @@ def train(
 
   Args:
     network: the network.
-    method: the method.
+    recipe: of the method.
     cells: pairs of strength and peak of the learning rate.
     data: what to train on.
     seed: of initial weights and batches, the same for all cells.
@@ -79,7 +79,7 @@ def train(
 
   def setting_of(strength, rate) -> Setting:
     run = Run(lambda count: rate * shape(count), steps, pilot)
-    setting = method.setting(strength, run)
+    setting = recipe.setting(strength, run)
     # The state of the method's own optimizer is the last of the chain's.
     # For all alike: it seldom acts but where training would diverge.
     clip = optax.clip_by_global_norm(CLIP)
@@ -88,7 +88,7 @@ def train(
   def start(strength, rate):
     setting = setting_of(strength, rate)
     weights = pilot
-    if not method.from_pilot:
+    if not recipe.from_pilot:
       weights = network.init(init_key, images[:1])
     params = setting.to_params(params_key, weights)
     state = setting.optimizer.init(params)

@@ -43,7 +43,7 @@ from provenance import provenance
 
 import rewa_jax
 
-K, M = 9, 2
+REWA = rewa_jax.Rewa(k=9, m=2)
 LEARNING_RATE = 0.2
 MOMENTUM = 0.9
 CLIP = 1.0
@@ -153,13 +153,13 @@ def optimizer_of(
   if chosen.drop_in:
     sgd = optax.chain(
       optax.trace(MOMENTUM),
-      optax.add_decayed_weights(weight_decay, mask=rewa_jax.kernels),
+      optax.add_decayed_weights(weight_decay, mask=REWA.decaying),
       optax.scale_by_learning_rate(schedule),
     )
-    rewa = rewa_jax.reparameterize(sgd, K, M)
+    rewa = rewa_jax.reparameterize(sgd, REWA)
   else:
-    rewa = rewa_jax.rewa_sgd(
-      schedule, K, M, weight_decay=weight_decay, momentum=MOMENTUM
+    rewa = rewa_jax.sgd(
+      schedule, REWA, weight_decay=weight_decay, momentum=MOMENTUM
     )
   steps = [optax.clip_by_global_norm(CLIP), rewa]
   if chosen.stochastic:
@@ -168,9 +168,7 @@ def optimizer_of(
 
 
 def weights_of(chosen: Format, params: Any) -> Any:
-  if chosen.drop_in:
-    return params
-  return rewa_jax.to_weights(params, K, gradient="weight")
+  return params if chosen.drop_in else REWA.to_weights(params)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -200,7 +198,7 @@ def start(
   chosen: Format, optimizer: optax.GradientTransformation, weights: Any
 ) -> State:
   """Makes latents of weights, or none, and casts what is to be stored."""
-  params = weights if chosen.drop_in else rewa_jax.to_latents(weights, K)
+  params = weights if chosen.drop_in else REWA.to_latents(weights)
   params = jax.tree.map(
     lambda is_kernel, leaf: leaf.astype(chosen.stored) if is_kernel else leaf,
     rewa_jax.kernels(params),
@@ -455,16 +453,17 @@ def main(argv: Sequence[str]) -> None:
   command += ["--threshold", f"{args.threshold:g}"]
   steps = args.epochs * (len(data.labels) // BATCH_SIZE)
   decay = args.task.weight_decay * args.task.decay_epochs / args.epochs
-  schedule = schedule_of(steps)
+  budget = rewa_jax.decay_budget(REWA.k, decay, schedule_of(steps), steps)
   results = {
     "command": shlex.join(command),
     **provenance("flax", "numpy"),
     "settings": {
       **{"widths": args.task.widths, "epochs": args.epochs, "steps": steps},
-      **{"seeds": args.seeds, "threshold": args.threshold, "k": K, "m": M},
+      **{"seeds": args.seeds, "threshold": args.threshold},
+      **{"k": REWA.k, "m": REWA.m},
       **{"learning_rate": LEARNING_RATE, "momentum": MOMENTUM, "clip": CLIP},
       **{"batch_size": BATCH_SIZE, "weight_decay": decay},
-      "decay_budget": float(rewa_jax.decay_budget(K, decay, schedule, steps)),
+      "decay_budget": float(budget),
     },
     "rows": rows,
   }

@@ -42,6 +42,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 from tqdm import tqdm
 
+import rewa_jax
 from rewa_jax import baselines
 
 matplotlib.use("Agg")
@@ -79,40 +80,62 @@ class Network(nn.Module):
     return nn.Dense(self.types, name="types")(x)
 
 
-class Method(NamedTuple):
+class Recipe(NamedTuple):
   """A method and what it is run at.
 
   Attributes:
-    method: a reparameterization of the package.
+    method: of the package, for the first layer.
     rate: peak of the learning rate.
-    strengths: of its penalty.
+    strengths: of its penalty as published.
+    decay: the weight decay of latents that is the penalty of strength 1.
   """
 
-  method: baselines.Reparameterization
+  method: rewa_jax.Method
   rate: float
   strengths: tuple[float, ...]
+  decay: float = 1.0
 
 
 def spread(lowest: float, highest: float, count: int) -> tuple[float, ...]:
   return tuple(float(f"{s:.2g}") for s in np.geomspace(lowest, highest, count))
 
 
-def methods(count: int) -> dict[str, Method]:
+def only_genes(params):
+  """The mask that is True on the kernel of the first layer."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: jax.tree_util.keystr(path).endswith("['genes']['kernel']"),
+    params,
+  )
+
+
+def methods(count: int) -> dict[str, Recipe]:
   """Returns all methods with so many strengths each, by name."""
   return {
-    "ReWA": Method(baselines.Rewa(9, 2), 0.1, spread(0.03, 0.3, count)),
-    "ReWA in groups": Method(
-      baselines.GroupedRewa(9, "input", 2), 0.1, spread(0.05, 0.8, count)
+    "ReWA": Recipe(
+      rewa_jax.Rewa(9, 2, mask=only_genes), 0.1, spread(0.03, 0.3, count)
     ),
-    "spred": Method(baselines.spred(), 0.2, spread(0.3, 6.0, count)),
-    "DWF, D = 3": Method(
-      baselines.deep_weight_factorization(3), 0.5, spread(0.02, 0.6, count)
+    "ReWA in groups": Recipe(
+      baselines.GroupedRewa(9, "input", 2, mask=only_genes),
+      0.1,
+      spread(0.05, 0.8, count),
     ),
-    "grouped Hadamard": Method(
-      baselines.Gated("input"), 0.2, spread(0.8, 5.0, count)
+    "spred": Recipe(
+      baselines.spred(mask=only_genes), 0.2, spread(0.3, 6.0, count)
     ),
-    "D-Gating, D = 3": Method(
-      baselines.Gated("input", 3), 0.2, spread(0.1, 1.2, count)
+    "DWF, D = 3": Recipe(
+      baselines.deep_weight_factorization(3, mask=only_genes),
+      0.5,
+      spread(0.02, 0.6, count),
+      decay=2 / 3,
+    ),
+    "grouped Hadamard": Recipe(
+      baselines.Gated("input", mask=only_genes), 0.2, spread(0.8, 5.0, count)
+    ),
+    "D-Gating, D = 3": Recipe(
+      baselines.Gated("input", 3, mask=only_genes),
+      0.2,
+      spread(0.1, 1.2, count),
+      decay=2 / 3,
     ),
   }
 
@@ -135,23 +158,15 @@ def split(cells: Cells, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
   return list(splits.split(cells.expression, cells.types))
 
 
-def only_genes(params):
-  """The mask that is True on the kernel of the first layer."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: jax.tree_util.keystr(path).endswith("['genes']['kernel']"),
-    params,
-  )
-
-
 @functools.partial(jax.jit, static_argnames=("network", "method", "steps"))
-def train(network, method, rate, strengths, cells, splits, *, steps):
-  """Trains a network for every split and strength.
+def train(network, method, rate, decays, cells, splits, *, steps):
+  """Trains a network for every split and weight decay.
 
   Args:
     network: from genes to types.
-    method: a reparameterization, of the first layer.
+    method: of the package, for the first layer.
     rate: peak of the learning rate.
-    strengths: (strengths,).
+    decays: weight decays of latents, (strengths,).
     cells: of all splits.
     splits: indices of training cells and of test cells, each (splits, cells).
     steps: how many.
@@ -161,16 +176,16 @@ def train(network, method, rate, strengths, cells, splits, *, steps):
   """
   shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 10, steps)
 
-  def one(training, test, strength, key):
+  def one(training, test, decay, key):
     init_key, batch_key = jax.random.split(key)
     weights = network.init(init_key, cells.expression[:1])
-    latents = method.to_latents(weights, mask=only_genes)
+    latents = method.to_latents(weights)
     solver = optax.chain(
       optax.clip_by_global_norm(CLIP),
-      baselines.sgd(
+      rewa_jax.sgd(
         lambda count: rate * shape(count),
         method,
-        strength=strength,
+        weight_decay=decay,
         momentum=MOMENTUM,
       ),
     )
@@ -201,8 +216,8 @@ def train(network, method, rate, strengths, cells, splits, *, steps):
     return (kernel != 0).any(1).sum(), hits.mean()
 
   keys = jax.random.split(jax.random.key(0), len(splits[0]))
-  over_strengths = jax.vmap(one, (None, None, 0, None))
-  return jax.vmap(over_strengths, (0, 0, None, 0))(*splits, strengths, keys)
+  over_decays = jax.vmap(one, (None, None, 0, None))
+  return jax.vmap(over_decays, (0, 0, None, 0))(*splits, decays, keys)
 
 
 def logistic_regression(count, cells, splits, advance):
@@ -330,21 +345,21 @@ def main(argv) -> None:
   known = methods(args.strengths)
   results: dict[str, Any] = {}
   bar = tqdm(total=len(known) + args.splits)
-  for name, method in known.items():
+  for name, recipe in known.items():
     bar.set_description(name)
     begin = time.perf_counter()
     genes, accuracy = train(
       network,
-      method.method,
-      method.rate,
-      jnp.array(method.strengths),
+      recipe.method,
+      recipe.rate,
+      recipe.decay * jnp.array(recipe.strengths),
       cells,
       splits,
       steps=args.steps,
     )
     results[name] = {
-      "rate": method.rate,
-      "strengths": method.strengths,
+      "rate": recipe.rate,
+      "strengths": recipe.strengths,
       "genes": np.asarray(genes).tolist(),
       "accuracy": np.asarray(accuracy).tolist(),
       "seconds": time.perf_counter() - begin,

@@ -15,6 +15,7 @@ from skglm.penalties import L0_5, L1, SCAD, MCPenalty
 from skglm.solvers import AndersonCD
 from sklearn.linear_model import LassoCV
 
+import rewa_jax
 from rewa_jax import baselines
 
 MOMENTUM = 0.9
@@ -66,7 +67,7 @@ def curvature(inputs, logistic):
 
 
 @functools.partial(jax.jit, static_argnames=("method", "steps", "logistic"))
-def _descend(method, steps, rate, inputs, targets, strengths, logistic):
+def _descend(method, steps, rate, inputs, targets, decays, logistic):
   bend = curvature(inputs, logistic)
   shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 20, steps)
   # A gradient step from zero, so that most signs are right: from a wrong one
@@ -74,12 +75,12 @@ def _descend(method, steps, rate, inputs, targets, strengths, logistic):
   zeros = jnp.zeros(inputs.shape[1])
   start = -jax.grad(mean_loss)(zeros, inputs, targets, logistic) / bend
 
-  def train(strength):
+  def train(decay):
     # The penalty is outside the momentum, the gradient inside.
-    solver = baselines.sgd(
+    solver = rewa_jax.sgd(
       lambda count: rate / bend * shape(count),
       method,
-      strength=strength / (1 - MOMENTUM),
+      weight_decay=decay / (1 - MOMENTUM),
       momentum=MOMENTUM,
     )
 
@@ -92,30 +93,34 @@ def _descend(method, steps, rate, inputs, targets, strengths, logistic):
       updates, state = solver.update(grads, state, latents)
       return (optax.apply_updates(latents, updates), state), None
 
-    latents = method.to_latents(start, mask=None)
+    latents = method.to_latents(start)
     carry = latents, solver.init(latents)
     (latents, _), _ = jax.lax.scan(step, carry, length=steps)
     return method.to_weights(latents)
 
-  return jax.vmap(train)(strengths)
+  return jax.vmap(train)(decays)
 
 
-def descend(method, rate, steps, inputs, targets, strengths, *, logistic):
+def descend(
+  method, rate, steps, inputs, targets, strengths, *, logistic, decay=1.0
+):
   """Trains one model for every strength, by full gradients.
 
   Args:
-    method: a reparameterization of the package.
+    method: of the package, for a bare array: its mask is None.
     rate: peak of the learning rate, in units of the loss's inverse curvature.
     steps: how many.
     inputs: (samples, dimension).
     targets: (samples,).
     strengths: of the penalty on coefficients, one for each model.
     logistic: whether targets are 0 and 1.
+    decay: the weight decay of latents that is the penalty of strength 1.
 
   Returns:
     Coefficients, (strengths, dimension).
   """
-  arrays = (jnp.float32(array) for array in (inputs, targets, strengths))
+  decays = decay * np.asarray(strengths)
+  arrays = (jnp.float32(array) for array in (inputs, targets, decays))
   return np.asarray(_descend(method, steps, rate, *arrays, logistic))
 
 
@@ -189,8 +194,8 @@ def prune(coefficients):
 def methods(steps: int) -> dict[str, Callable[[Problem], Fit]]:
   """Returns all methods, by name."""
 
-  def trained(method, rate):
-    solver = functools.partial(descend, method, rate, steps)
+  def trained(method, rate, decay=1.0):
+    solver = functools.partial(descend, method, rate, steps, decay=decay)
     return functools.partial(hold_out, solver, path=False)
 
   def solved(penalty):
@@ -199,10 +204,13 @@ def methods(steps: int) -> dict[str, Callable[[Problem], Fit]]:
 
   # The rates are 1 over the most that a coefficient of 1 moves with its latent.
   return {
-    "ReWA, k = 9, m = 2": trained(baselines.Rewa(9, 2), 1 / 9),
-    "ReWA, k = 3, m = 2": trained(baselines.Rewa(3, 2), 1 / 3),
-    "spred": trained(baselines.spred(), 1 / 2),
-    "DWF, D = 3": trained(baselines.deep_weight_factorization(3), 1 / 3),
+    "ReWA, k = 9, m = 2": trained(rewa_jax.Rewa(9, 2, mask=None), 1 / 9),
+    "ReWA, k = 3, m = 2": trained(rewa_jax.Rewa(3, 2, mask=None), 1 / 3),
+    "spred": trained(baselines.spred(mask=None), 1 / 2),
+    # Strengths are of the published penalty, 2/D of what weight decay adds.
+    "DWF, D = 3": trained(
+      baselines.deep_weight_factorization(3, mask=None), 1 / 3, decay=2 / 3
+    ),
     "lasso": lasso_cv,
     "MCP": solved(lambda strength: MCPenalty(strength, 3.0)),
     "SCAD": solved(lambda strength: SCAD(strength, 3.7)),

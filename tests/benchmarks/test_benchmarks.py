@@ -29,8 +29,8 @@ GRADS = {"kernel": jnp.array([[1.0, 2.0], [-3.0, 0.5]]), "bias": jnp.ones(2)}
 
 def steps_of(name, count=3):
   """Returns the weights after some steps of a method."""
-  method = optimizer_step.methods()[name]
-  program, start = optimizer_step.compiled(method, PARAMS)
+  row = optimizer_step.methods()[name]
+  program, start = optimizer_step.compiled(row, PARAMS)
   carry = start(PARAMS)
   for _ in range(count):
     carry = program(GRADS, carry)
@@ -40,12 +40,13 @@ def steps_of(name, count=3):
 
 def by_hand(momentum, count=3):
   """Returns the weights after some steps of ReWA by SGD, in NumPy."""
-  rate, decay, k = optimizer_step.RATE, optimizer_step.DECAY, optimizer_step.K
+  rate, decay = optimizer_step.RATE, optimizer_step.DECAY
+  k, m = optimizer_step.SGD_REWA.k, optimizer_step.SGD_REWA.m
   x, b = (np.float64(PARAMS[name]) for name in ("kernel", "bias"))
   y = np.sign(x) * np.abs(x) ** (1 / k)
   velocity = np.zeros_like(y), np.zeros_like(b)
   for _ in range(count):
-    scaled = np.abs(y) ** optimizer_step.M * np.float64(GRADS["kernel"])
+    scaled = np.abs(y) ** m * np.float64(GRADS["kernel"])
     velocity = (momentum * velocity[0] + scaled, momentum * velocity[1] + 1)
     y = y - rate * (velocity[0] + decay * y)
     b = b - rate * velocity[1]
@@ -73,7 +74,8 @@ def test_eager_torch_takes_the_same_steps(momentum, monkeypatch):
   monkeypatch.setattr(eager_torch, "_params", lambda shapes: [x])
   step = eager_torch.rewa(
     [x.shape],
-    *(optimizer_step.RATE, momentum, optimizer_step.K, optimizer_step.M),
+    *(optimizer_step.RATE, momentum),
+    *(optimizer_step.SGD_REWA.k, optimizer_step.SGD_REWA.m),
     optimizer_step.DECAY,
   )
   for _ in range(3):
@@ -85,8 +87,8 @@ def test_eager_torch_takes_the_same_steps(momentum, monkeypatch):
 
 @pytest.mark.parametrize("name", optimizer_step.methods())
 def test_every_method_steps_and_knows_the_bytes_it_must_move(name):
-  method = optimizer_step.methods()[name]
-  program, start = optimizer_step.compiled(method, PARAMS)
+  row = optimizer_step.methods()[name]
+  program, start = optimizer_step.compiled(row, PARAMS)
   least = optimizer_step.least_bytes(start(PARAMS), PARAMS)
   # Arrays of parameters read and written, of 24 bytes each.
   arrays = {"sgd": 3, "rewa_sgd, sgd": 4, "momentum": 5, "adamw": 7}
@@ -97,6 +99,12 @@ def test_every_method_steps_and_knows_the_bytes_it_must_move(name):
   for leaf, before in zip(jax.tree.leaves(weights), jax.tree.leaves(PARAMS)):
     assert jnp.isfinite(leaf).all() and not jnp.array_equal(leaf, before)
   assert optimizer_step.kernels_per_leaf(program, 2) > 0
+
+
+def test_an_unknown_row_is_named(capsys):
+  with pytest.raises(SystemExit):
+    optimizer_step.main(["--method", "magic"])
+  assert "no methods ['magic']; there are ['DWF" in capsys.readouterr().err
 
 
 def test_turns_are_counted_and_medians_taken(monkeypatch):

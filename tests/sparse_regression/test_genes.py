@@ -48,12 +48,12 @@ def test_only_the_first_kernel_is_made_sparse():
 def test_more_strength_leaves_the_genes_that_matter(name):
   cells = some_cells()
   splits = tuple(map(np.stack, zip(*genes.split(cells, 2))))
-  method = genes.methods(2)[name]
+  recipe = genes.methods(2)[name]
   found, accuracy = genes.train(
     genes.Network(TYPES),
-    method.method,
-    method.rate,
-    jnp.array([0.0, method.strengths[-1]]),
+    recipe.method,
+    recipe.rate,
+    recipe.decay * jnp.array([0.0, recipe.strengths[-1]]),
     cells,
     splits,
     steps=800,

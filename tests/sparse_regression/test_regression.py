@@ -52,10 +52,11 @@ def test_drawn_coefficients_have_the_asked_number_and_sizes():
 def test_spred_finds_the_lasso():
   problem = problems.draw(problems.Task(5), 0, 100, 60)
   inputs, targets = np.asarray(problem.inputs), np.asarray(problem.targets)
+  spred, strengths = baselines.spred(mask=None), [0.3, 0.1]
   found = solvers.descend(
-    baselines.spred(), 0.5, 3000, inputs, targets, [0.3, 0.1], logistic=False
+    spred, 0.5, 3000, inputs, targets, strengths, logistic=False
   )
-  for coefficients, strength in zip(found, (0.3, 0.1)):
+  for coefficients, strength in zip(found, strengths):
     lasso = Lasso(strength, fit_intercept=False, tol=1e-10)
     lasso.fit(np.float64(inputs), targets)
     np.testing.assert_allclose(coefficients, lasso.coef_, atol=2e-4)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import jax
@@ -9,6 +10,7 @@ import reference
 
 import rewa_jax
 
+REWA = rewa_jax.Rewa(k=3, m=1)
 _rng = np.random.default_rng(0)
 INPUTS = jnp.asarray(_rng.normal(size=(12, 4)), jnp.float32)
 TARGETS = jnp.asarray(_rng.normal(size=(12, 3)), jnp.float32)
@@ -19,7 +21,7 @@ LATENTS = {
 
 
 def loss(latents, k=3, inputs=INPUTS, targets=TARGETS):
-  weights = rewa_jax.to_weights(latents, k, gradient="weight")
+  weights = rewa_jax.Rewa(k).to_weights(latents)
   outputs = inputs @ weights["kernel"] + weights["bias"]
   return jnp.mean((outputs - targets) ** 2)
 
@@ -51,9 +53,9 @@ def test_adaptive_step_leaves_the_saddle_that_holds_the_plain_gradient(k):
   rate, steps = 0.01, 3000
   adaptive = optax.chain(rewa_jax.scale_by_rewa(k), optax.sgd(rate))
 
-  def descend(optimizer, gradient):
+  def descend(optimizer, power):
     def f(y):
-      return (rewa_jax.power(y, k, gradient=gradient) - 1) ** 2
+      return (power(y) - 1) ** 2
 
     def step(carry, _):
       y, state = carry
@@ -64,12 +66,12 @@ def test_adaptive_step_leaves_the_saddle_that_holds_the_plain_gradient(k):
     start = jnp.float32(-1)
     return jax.lax.scan(step, (start, optimizer.init(start)), length=steps)[1]
 
-  y = descend(adaptive, "weight")
+  y = descend(adaptive, rewa_jax.Rewa(k, mask=None).to_weights)
   bound = 2 * (1 - 2 * rate / (k - 1)) ** np.arange(1, steps + 1)
   assert (jnp.abs(y - 1) <= bound + 1e-6).all()
   assert abs(y[-1] - 1) < 1e-6
 
-  plain = descend(optax.sgd(rate), "latent")
+  plain = descend(optax.sgd(rate), lambda y: rewa_jax.power(y, k))
   assert ((plain >= -1) & (plain <= 0)).all()
 
 
@@ -109,8 +111,9 @@ def test_no_convention_overflows_where_the_update_does_not():
 
 
 def test_plain_leaves_get_the_base_optimizer_without_decay():
-  sgd = rewa_jax.rewa_sgd(0.1, 3, 1, 1e-3, weight_decay=0.5, momentum=0.9)
-  adamw = rewa_jax.rewa_adamw(0.1, 3, 1, 1e-3, weight_decay=0.5)
+  rewa = rewa_jax.Rewa(k=3, m=1, eps=1e-3)
+  sgd = rewa_jax.sgd(0.1, rewa, weight_decay=0.5, momentum=0.9)
+  adamw = rewa_jax.adamw(0.1, rewa, weight_decay=0.5)
   for ours, base in [(sgd, optax.sgd(0.1, 0.9)), (adamw, optax.adam(0.1))]:
     params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
     state, base_state = ours.init(params), base.init(params)
@@ -128,20 +131,21 @@ def test_power_one_is_the_base_optimizer():
     optax.add_decayed_weights(0.1, mask=rewa_jax.kernels),
     optax.scale(-0.05),
   )
-  ours = rewa_jax.rewa_sgd(0.05, 1, weight_decay=0.1, momentum=0.9)
+  ours = rewa_jax.sgd(0.05, rewa_jax.Rewa(1), weight_decay=0.1, momentum=0.9)
   assert_same(train(ours, k=1), train(base, k=1))
 
 
 def test_decay_alone_shrinks_weights_by_the_decay_budget():
   schedule = optax.cosine_decay_schedule(0.1, 300)
-  solver = rewa_jax.rewa_sgd(schedule, 9, 2, weight_decay=0.02, momentum=0.9)
+  rewa = rewa_jax.Rewa(k=9, m=2)
+  solver = rewa_jax.sgd(schedule, rewa, weight_decay=0.02, momentum=0.9)
   latents = {"w": jnp.array([1.0, -0.8])}
   state = solver.init(latents)
   for _ in range(300):
     updates, state = solver.update({"w": jnp.zeros(2)}, state, latents)
     latents = optax.apply_updates(latents, updates)
   budget = rewa_jax.decay_budget(9, 0.02, schedule, 300)
-  shrinkage = rewa_jax.to_weights(latents, 9)["w"] / jnp.array([1, -(0.8**9)])
+  shrinkage = rewa.to_weights(latents)["w"] / jnp.array([1, -(0.8**9)])
   np.testing.assert_allclose(shrinkage, jnp.exp(-budget), rtol=5e-3)
 
 
@@ -159,17 +163,18 @@ def test_nesterov_follows_the_paper(x64):
     momentum=0.9,
     nesterov=True,
   )
-  solver = rewa_jax.rewa_sgd(
-    0.05, 3, 1, 1e-3, weight_decay=0.1, momentum=0.9, nesterov=True
+  rewa = rewa_jax.Rewa(k=3, m=1, eps=1e-3)
+  solver = rewa_jax.sgd(
+    0.05, rewa, weight_decay=0.1, momentum=0.9, nesterov=True
   )
-  latents = rewa_jax.to_latents({"w": jnp.asarray(start)}, 3)
+  latents = rewa.to_latents({"w": jnp.asarray(start)})
   state = solver.init(latents)
   for _ in range(50):
-    grads = {"w": rewa_jax.to_weights(latents, 3)["w"] - 1}
+    grads = {"w": rewa.to_weights(latents)["w"] - 1}
     updates, state = solver.update(grads, state, latents)
     latents = optax.apply_updates(latents, updates)
   np.testing.assert_allclose(
-    rewa_jax.to_weights(latents, 3)["w"], result["w"], rtol=1e-12
+    rewa.to_weights(latents)["w"], result["w"], rtol=1e-12
   )
 
 
@@ -211,27 +216,40 @@ def test_an_own_mask_is_static_when_injecting():
     weight_decay=0.1,
     mask=lambda params: {"kernel": True, "bias": False},
   )
-  assert_same(
-    train(injected), train(rewa_jax.rewa_sgd(0.05, 3, weight_decay=0.1))
-  )
+  rewa = rewa_jax.Rewa(k=3)
+  wanted = train(rewa_jax.sgd(0.05, rewa, weight_decay=0.1))
+  assert_same(train(injected), wanted)
+
+
+def test_all_that_is_no_method_can_be_injected():
+  rewa = rewa_jax.Rewa(k=3, m=1, mask={"kernel": True, "bias": False})
+  for factory, more in [
+    (rewa_jax.sgd, dict(momentum=0.9)),
+    (rewa_jax.adamw, dict(b1=0.8, b2=0.99, adam_eps=1e-6)),
+  ]:
+    numbers = dict(learning_rate=0.05, weight_decay=0.1) | more
+    injected = optax.inject_hyperparams(factory)(method=rewa, **numbers)
+    hyperparams = injected.init(LATENTS).hyperparams
+    assert set(numbers) <= set(hyperparams)
+    assert_same(train(injected), train(factory(method=rewa, **numbers)), 2e-5)
 
 
 def test_schedules_of_learning_rate_and_weight_decay():
   rate = optax.linear_schedule(0.1, 0.01, 5)
   decay = optax.linear_schedule(0.0, 0.5, 5)
-  solver = rewa_jax.rewa_sgd(rate, 3, 1, weight_decay=decay)
+  solver = rewa_jax.sgd(rate, REWA, weight_decay=decay)
   latents, state = LATENTS, solver.init(LATENTS)
   for step in range(5):
     grads = jax.grad(loss)(latents)
     updates, state = solver.update(grads, state, latents)
-    constant = rewa_jax.rewa_sgd(rate(step), 3, 1, weight_decay=decay(step))
+    constant = rewa_jax.sgd(rate(step), REWA, weight_decay=decay(step))
     wanted, _ = constant.update(grads, constant.init(latents), latents)
     assert_same(updates, wanted)
     latents = optax.apply_updates(latents, updates)
 
 
-def make(**more):
-  return rewa_jax.rewa_sgd(0.05, 3, 1, weight_decay=0.1, momentum=0.9, **more)
+def make(rewa=REWA):
+  return rewa_jax.sgd(0.05, rewa, weight_decay=0.1, momentum=0.9)
 
 
 def test_masked_and_partition_split_the_tree():
@@ -241,7 +259,7 @@ def test_masked_and_partition_split_the_tree():
   )
   masks = {"kernel": True, "bias": False}, {"kernel": False, "bias": True}
   masked = optax.chain(
-    optax.masked(make(mask=None), masks[0]),
+    optax.masked(make(dataclasses.replace(REWA, mask=None)), masks[0]),
     optax.masked(optax.sgd(0.05, 0.9), masks[1]),
   )
   assert_same(train(split), train(make()))
@@ -293,14 +311,14 @@ def test_schedule_free_takes_it_for_its_base_optimizer():
     optax.add_decayed_weights(0.1, mask=rewa_jax.kernels),
     optax.sgd(0.05),
   )
-  solver = schedule_free(rewa_jax.rewa_sgd(0.05, 3, 1, weight_decay=0.1))
+  solver = schedule_free(rewa_jax.sgd(0.05, REWA, weight_decay=0.1))
   latents = train(solver, steps=100)
   assert_same(latents, train(schedule_free(by_hand), steps=100), rtol=1e-5)
   assert loss(latents) < 0.8 * loss(LATENTS)
 
 
 def test_state_can_be_mapped_over_its_params():
-  solver = rewa_jax.rewa_adamw(0.1, 3, weight_decay=0.1)
+  solver = rewa_jax.adamw(0.1, REWA, weight_decay=0.1)
   state = solver.init(LATENTS)
   doubled = optax.tree.map_params(solver, lambda leaf: leaf + 1, state)
   assert jnp.array_equal(doubled[1].mu["kernel"], jnp.ones((4, 3)))
@@ -364,10 +382,9 @@ def test_the_second_call_of_a_jitted_step_compiles_nothing():
 def test_updates_keep_the_dtype_of_params(dtype, gradient):
   latents = {"w": jnp.full(3, 0.5, dtype)}
   grads = {"w": jnp.full(3, 0.25, jnp.float32)}
-  scale = rewa_jax.scale_by_rewa(3, 1, 1e-3, gradient=gradient)
-  adamw = rewa_jax.rewa_adamw(
-    optax.constant_schedule(0.1), 3, weight_decay=0.1, gradient=gradient
-  )
+  rewa = rewa_jax.Rewa(3, 1, 1e-3, gradient=gradient)
+  scale = rewa_jax.scale_by_method(rewa)
+  adamw = rewa_jax.adamw(optax.constant_schedule(0.1), rewa, weight_decay=0.1)
   for solver in (scale, adamw):
     updates, _ = solver.update(grads, solver.init(latents), latents)
     assert updates["w"].dtype == dtype
@@ -390,8 +407,8 @@ def test_no_finite_input_gives_nan(k, m, eps, gradient):
   "solver",
   [
     make(),
-    rewa_jax.rewa_adamw(0.1, 3, weight_decay=0.1),
-    rewa_jax.reparameterize(optax.adamw(0.1), 3),
+    rewa_jax.adamw(0.1, REWA, weight_decay=0.1),
+    rewa_jax.reparameterize(optax.adamw(0.1), REWA),
   ],
 )
 def test_scalars_empty_leaves_and_abstract_trees(solver):
@@ -408,7 +425,7 @@ def test_scalars_empty_leaves_and_abstract_trees(solver):
 
 
 def test_gradients_that_are_none_stay_none():
-  scale = rewa_jax.scale_by_rewa(3, mask=True)
+  scale = rewa_jax.scale_by_rewa(3)
   params = {"a": jnp.ones(2), "b": jnp.ones(2)}
   updates, _ = scale.update(
     {"a": jnp.ones(2), "b": None}, scale.init(params), params
@@ -443,7 +460,7 @@ def test_hyperparameters_out_of_range(numbers, error, message):
     lambda: rewa_jax.scale_by_rewa(**numbers),
     lambda: rewa_jax.rewa_sgd(0.1, **numbers, weight_decay=0.1),
     lambda: rewa_jax.rewa_adamw(0.1, **numbers, weight_decay=0.1),
-    lambda: rewa_jax.reparameterize(optax.sgd(0.1), **numbers),
+    lambda: rewa_jax.Rewa(**numbers),
     lambda: rewa_jax.Penalty(**numbers),
   ):
     with pytest.raises(error, match=message):
@@ -456,15 +473,15 @@ def test_hyperparameters_at_the_edge_of_the_range():
 
 
 def test_a_negative_weight_decay_is_refused():
-  for factory in (rewa_jax.rewa_sgd, rewa_jax.rewa_adamw):
+  for factory in (rewa_jax.sgd, rewa_jax.adamw):
     with pytest.raises(ValueError, match=r"weight_decay must be .*, got -0\.1"):
-      factory(0.1, 3, weight_decay=-0.1)
+      factory(0.1, REWA, weight_decay=-0.1)
 
 
-def test_missing_params_are_named_by_optax():
-  drop_in = rewa_jax.reparameterize(optax.sgd(0.1), 3)
+def test_missing_params_are_named():
+  drop_in = rewa_jax.reparameterize(optax.sgd(0.1), REWA)
   for solver in (rewa_jax.scale_by_rewa(3), make(), drop_in):
-    with pytest.raises(ValueError, match="not passing `params`"):
+    with pytest.raises(ValueError, match=r"params are missing: call update\("):
       solver.update(LATENTS, solver.init(LATENTS))
 
 
@@ -479,18 +496,8 @@ def test_gradients_of_another_shape_or_tree_are_refused_by_path():
     scale.update(LATENTS | {"kernel": {"a": jnp.ones(3)}}, state, LATENTS)
 
 
-@pytest.mark.parametrize(
-  "solver",
-  [
-    make(),
-    rewa_jax.rewa_adamw(0.1, 3, weight_decay=0.1),
-    rewa_jax.reparameterize(optax.sgd(0.1, 0.9), 3),
-  ],
-)
-def test_the_state_of_another_model_is_refused_by_path(solver):
+def test_params_of_another_model_are_refused_by_path():
   wider = LATENTS | {"kernel": jnp.ones((4, 1))}
-  deeper = LATENTS | {"w": jnp.ones(3)}
-  with pytest.raises(ValueError, match=r"optimizer state .*kernel.*\(4, 1\)"):
-    solver.update(LATENTS, solver.init(wider), LATENTS)
-  with pytest.raises(ValueError, match="the optimizer state and that"):
-    solver.update(LATENTS, solver.init(deeper), LATENTS)
+  for solver in (make(), rewa_jax.adamw(0.1, REWA, weight_decay=0.1)):
+    with pytest.raises(ValueError, match=r"at kernel: .*\(4, 3\), .*\(4, 1\)"):
+      solver.update(LATENTS, solver.init(LATENTS), wider)

@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rewa_jax
+from rewa_jax import baselines
+
+PARAMS = {
+  "a": {"kernel": jnp.array([[0.0, 2.0], [-0.5, 0.0]]), "bias": jnp.zeros(2)},
+  "b": {"kernel": jnp.array([[3.0], [-1e-7]])},
+}
+
+
+def test_prune_at_a_threshold():
+  pruned, masks = rewa_jax.prune(PARAMS, threshold=0.5)
+  np.testing.assert_array_equal(pruned["a"]["kernel"], [[0, 2], [0, 0]])
+  np.testing.assert_array_equal(masks["b"]["kernel"], [[True], [False]])
+  assert masks["a"]["bias"].all()
+
+
+@given(
+  values=st.lists(
+    st.sampled_from([0.0, 0.1, -0.1, 1.0, -2.0, 3.0]), min_size=1
+  ),
+  share=st.floats(0, 1),
+)
+def test_prune_to_a_sparsity_zeroes_that_share_of_the_smallest(values, share):
+  x = np.array(values, np.float32)
+  pruned, masks = rewa_jax.prune({"w": x}, sparsity=share)
+  number = len(x) - round((1 - share) * len(x))
+  assert (pruned["w"] == 0).sum() == max(number, (x == 0).sum())
+  kept, cut = np.abs(x[masks["w"]]), np.abs(x[~masks["w"]])
+  assert not kept.size or not cut.size or kept.min() >= cut.max()
+  np.testing.assert_array_equal(pruned["w"], np.where(masks["w"], x, 0))
+
+
+def test_scope_of_a_sparsity():
+  params = {"a": {"w": jnp.arange(1.0, 5)}, "b": {"w": jnp.arange(5.0, 9)}}
+  overall, _ = rewa_jax.prune(params, sparsity=0.5)
+  each, _ = rewa_jax.prune(params, sparsity=0.5, scope="leaf")
+  assert not overall["a"]["w"].any() and overall["b"]["w"].all()
+  assert each["a"]["w"].tolist() == [0, 0, 3, 4]
+  assert each["b"]["w"].tolist() == [0, 0, 7, 8]
+
+
+def test_prune_under_jit_with_a_traced_sparsity():
+  prune = jax.jit(lambda share: rewa_jax.prune(PARAMS, sparsity=share))
+  for share in (0.0, 0.5, 1.0):
+    wanted = rewa_jax.prune(PARAMS, sparsity=share)
+    jax.tree.map(np.testing.assert_array_equal, prune(share), wanted)
+
+
+def test_masks_keep_zeros_zero_while_training_goes_on():
+  pruned, masks = rewa_jax.prune(PARAMS, sparsity=0.5)
+  updates = jax.tree.map(jnp.ones_like, PARAMS)
+  updates = jax.tree.map(jnp.multiply, updates, masks)
+  tuned = jax.tree.map(jnp.add, pruned, updates)
+  report = rewa_jax.sparsity(tuned)
+  assert int(report.total_nonzero) == 3
+
+
+def test_a_tree_without_leaves_has_nothing_to_prune():
+  pruned, masks = rewa_jax.prune({}, sparsity=0.5)
+  assert pruned == masks == {}
+
+
+@pytest.mark.parametrize("method", [rewa_jax.Rewa(k=9), baselines.spred()])
+@pytest.mark.parametrize("how", [{"threshold": 0.6}, {"sparsity": 0.5}])
+def test_of_latents_the_weights_are_pruned(method, how):
+  latents = method.to_latents(PARAMS)
+  wanted = rewa_jax.prune(method.to_weights(latents), **how)
+  pruned = rewa_jax.prune(latents, **how, method=method)
+  jax.tree.map(np.testing.assert_array_equal, pruned, wanted)
+  # Latents again, of zeros where weights are zero.
+  again = method.to_latents(pruned[0])
+  report = rewa_jax.sparsity(again, 1e-6, method=method)
+  wanted = rewa_jax.sparsity(pruned[0], 1e-6)
+  assert int(report.total_nonzero) == int(wanted.total_nonzero)
+
+
+def test_the_mask_of_the_method_says_what_is_pruned():
+  rewa = rewa_jax.Rewa(k=3, mask={"a": False, "b": True})
+  latents = rewa.to_latents(PARAMS)
+  pruned, _ = rewa_jax.prune(latents, sparsity=1, method=rewa)
+  jax.tree.map(np.testing.assert_array_equal, pruned["a"], PARAMS["a"])
+  assert not pruned["b"]["kernel"].any()
+  with pytest.raises(ValueError, match="mask and method both say"):
+    rewa_jax.prune(latents, sparsity=1, mask=None, method=rewa)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_dtypes_are_kept(dtype):
+  params = {"w": jnp.arange(4, dtype=dtype)}
+  pruned, masks = rewa_jax.prune(params, sparsity=0.5)
+  assert pruned["w"].dtype == dtype and masks["w"].dtype == bool
+
+
+@pytest.mark.parametrize(
+  ("how", "message"),
+  [
+    (dict(), "exactly one of threshold and sparsity, got threshold=None"),
+    (dict(threshold=0.1, sparsity=0.1), "exactly one"),
+    (dict(threshold=-1), "threshold must be .* >= 0, got -1"),
+    (dict(sparsity=1.5), "sparsity must be .* <= 1, got 1.5"),
+    (dict(sparsity=float("nan")), "sparsity must be"),
+    (dict(sparsity=0.5, scope="layer"), "'global' or 'leaf', got 'layer'"),
+  ],
+)
+def test_bad_input_to_prune_is_refused(how, message):
+  with pytest.raises(ValueError, match=message):
+    rewa_jax.prune(PARAMS, **how)
