@@ -1,5 +1,9 @@
-"""Every way in computes Algorithms 1 and 2: against NumPy, over 200 steps."""
+"""Every way in computes Algorithms 1 and 2: against NumPy, over 200 steps.
 
+And all ways in train every other method alike.
+"""
+
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,6 +18,7 @@ import reference
 from flax import nnx, traverse_util
 
 import rewa_jax
+from rewa_jax import baselines
 
 STEPS = 200
 RATES = np.linspace(0.05, 0.01, STEPS)
@@ -111,11 +116,11 @@ def latent_optimizer(rewa, decay, momentum, adam):
   return rewa_jax.sgd(schedule, rewa, weight_decay=decay, momentum=momentum)
 
 
-def base_optimizer(decay, momentum, adam):
+def base_optimizer(decay, momentum, adam, mask=rewa_jax.kernels):
   """What sgd and adamw are without a method, from optax alone."""
   return optax.chain(
     optax.scale_by_adam() if adam else optax.trace(momentum),
-    optax.add_decayed_weights(decay, mask=rewa_jax.kernels),
+    optax.add_decayed_weights(decay, mask=mask),
     optax.scale_by_learning_rate(schedule),
   )
 
@@ -171,7 +176,8 @@ def on_latents(loss, params, rewa, optimizer):
 
 
 def by_drop_in(loss, params, rewa, *hyper):
-  optimizer = rewa_jax.reparameterize(base_optimizer(*hyper), rewa)
+  inner = base_optimizer(*hyper, mask=rewa.decaying)
+  optimizer = rewa_jax.reparameterize(inner, rewa)
   return descend(loss, optimizer, params)
 
 
@@ -190,8 +196,10 @@ def by_nnx(loss, params, rewa, *hyper):
   del loss  # The model computes it.
   bare = NnxNetwork(params["out"]["bias"].dtype)
   nnx.update(bare, params)
-  # A model is static, and the m and eps of all rows are traced.
-  static = rewa_jax.Rewa(rewa.k, gradient=rewa.gradient)
+  static = rewa
+  if isinstance(rewa, rewa_jax.Rewa):
+    # A model is static, and the m and eps of all rows are traced.
+    static = dataclasses.replace(rewa, m=0.0, eps=0.0)
   model = rewa_jax.nnx.reparameterize(bare, static)
   optimizer = latent_optimizer(rewa, *hyper)
   optimizer = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
@@ -333,3 +341,40 @@ def test_every_way_in_follows_the_paper_in_float64(way, problem, k, adam, x64):
 def test_every_way_in_follows_the_paper_in_float32(way, problem, k, adam):
   result = train_all(way, problem, k, adam, jnp.float32)
   assert_close(result, expected(problem, k, adam), 1e-4)
+
+
+# The other methods.
+
+METHODS = [
+  rewa_jax.Rewa(3, 1),
+  baselines.PowerPropagation(2.0),
+  baselines.spred(),
+  baselines.deep_weight_factorization(3),
+  baselines.HadamardDifference(2),
+  baselines.Gated("output", depth=3),
+  baselines.GroupedRewa(3, "input", 1),
+  baselines.SoftThreshold(-3.0),
+]
+
+
+@pytest.mark.parametrize(
+  "method", METHODS, ids=lambda method: type(method).__name__
+)
+def test_all_ways_in_train_every_method_alike(method):
+  rows = jnp.array([[0.0, 0.0], [0.1, 0.0], [0.1, 0.9]])
+  params = nested(PARAMS, jnp.float32)
+
+  def train_rows(way):
+    def train(row):
+      decay, momentum = row
+      return flat(way(network_loss, params, method, decay, momentum, False))
+
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(jax.vmap(train), compiler_options=options)(rows)
+
+  by_trees = train_rows(by_latents)
+  # Training goes somewhere, and decay and momentum elsewhere.
+  ends = np.stack([PARAMS["hidden/kernel"], *by_trees["hidden/kernel"]])
+  assert (np.abs(np.diff(ends, axis=0)).max((1, 2)) > 1e-2).all()
+  for way in (by_drop_in, by_linen, by_nnx):
+    assert_close(train_rows(way), by_trees, 1e-4)

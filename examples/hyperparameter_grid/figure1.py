@@ -55,15 +55,13 @@ def train_linear(dimension, samples=2000, batch_size=25, steps=4000, seed=0):
   test_inputs, test_targets = draw(keys[2], keys[3])
 
   def train(key, hyper):
-    k = hyper["k"]
+    rewa = rewa_jax.Rewa(hyper["k"], hyper["m"], mask=None)
     schedule = optax.cosine_decay_schedule(hyper["learning_rate"], steps)
-    solver = rewa_jax.rewa_sgd(
-      schedule, k, hyper["m"], weight_decay=hyper["weight_decay"], mask=None
-    )
+    solver = rewa_jax.sgd(schedule, rewa, weight_decay=hyper["weight_decay"])
     weights = jax.random.normal(key, (dimension,)) / dimension
 
     def loss(latents, batch):
-      weights = rewa_jax.power(latents, k, gradient="weight")
+      weights = rewa.to_weights(latents)
       return jnp.mean((inputs[batch] @ weights - targets[batch]) ** 2) / 2
 
     def step(carry, count):
@@ -75,10 +73,10 @@ def train_linear(dimension, samples=2000, batch_size=25, steps=4000, seed=0):
       updates, state = solver.update(grads, state, latents)
       return (optax.apply_updates(latents, updates), state), None
 
-    latents = rewa_jax.root(weights, k)
+    latents = rewa.to_latents(weights)
     carry = latents, solver.init(latents)
     (latents, _), _ = jax.lax.scan(step, carry, jnp.arange(steps))
-    weights = rewa_jax.power(latents, k)
+    weights = rewa.to_weights(latents)
     return {"test loss": jnp.mean((test_inputs @ weights - test_targets) ** 2)}
 
   return train
@@ -101,14 +99,11 @@ def train_lenet(data, epochs, batch_size=128):
   steps = epochs * per_epoch
 
   def train(key, hyper):
-    model = rewa_jax.linen.Reparameterized(LeNet(), hyper["k"])
+    rewa = rewa_jax.Rewa(hyper["k"], hyper["m"])
+    model = rewa_jax.linen.Reparameterized(LeNet(), rewa)
     schedule = optax.cosine_decay_schedule(hyper["learning_rate"], steps)
-    solver = rewa_jax.rewa_sgd(
-      schedule,
-      hyper["k"],
-      hyper["m"],
-      weight_decay=hyper["weight_decay"],
-      momentum=0.9,
+    solver = rewa_jax.sgd(
+      schedule, rewa, weight_decay=hyper["weight_decay"], momentum=0.9
     )
 
     def loss(latents, batch):

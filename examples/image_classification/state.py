@@ -1,6 +1,5 @@
 """What a run trains: a network, an optimizer, and the state of both."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -72,16 +71,19 @@ def make_setup(
     axis_name: the mapped axis that batch statistics are averaged over.
   """
   bare = make_network(config, classes, axis_name)
-  k = int(config.k) if config.k == int(config.k) else config.k
   module, enter = bare, _same
   to_params, to_weights = _same, _same
-  if config.method in ("rewa", "rewa-adamw") and config.way != "drop-in":
-    to_params = functools.partial(rewa_jax.to_latents, k=k)
-    to_weights = functools.partial(rewa_jax.to_weights, k=k)
+  if config.method in ("rewa", "rewa-adamw"):
+    rewa = rewa_jax.Rewa(config.k, config.m, config.eps)
+    optimizer = _rewa(config, rewa, schedule)
+    if config.way != "drop-in":
+      to_params, to_weights = rewa.to_latents, rewa.to_weights
     if config.way == "linen":
-      module = rewa_jax.linen.Reparameterized(bare, k)
-    else:
-      enter = functools.partial(to_weights, gradient="weight")
+      module = rewa_jax.linen.Reparameterized(bare, rewa)
+    elif config.way == "trees":
+      enter = rewa.to_weights
+  else:
+    optimizer = _on_weights(config, schedule)
 
   def apply(params, statistics, images, train):
     variables = {"params": enter(params), "batch_stats": statistics}
@@ -92,7 +94,11 @@ def make_setup(
     )
     return logits, changed.get("batch_stats", {})
 
-  optimizer = _optimizer(config, k, schedule)
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
+    optimizer,
+    keep_zeros() if config.prune else optax.identity(),
+  )
   return Setup(bare, apply, optimizer, to_params, to_weights)
 
 
@@ -111,40 +117,33 @@ def _same(tree):
   return tree
 
 
-def _optimizer(config, k, schedule):
+def _on_weights(config, schedule):
   decay = optax.add_decayed_weights(config.weight_decay, mask=rewa_jax.kernels)
   if config.method == "dense":
-    solver = optax.chain(decay, optax.sgd(schedule, config.momentum))
-  elif config.method == "l1":
-    penalty = baselines.L1(config.l1)
-    solver = optax.chain(
-      decay,
-      baselines.proximal_sgd(schedule, penalty, momentum=config.momentum),
-    )
-  else:
-    solver = _rewa(config, k, schedule, decay)
+    return optax.chain(decay, optax.sgd(schedule, config.momentum))
+  penalty = baselines.L1(config.l1)
   return optax.chain(
-    optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
-    solver,
-    keep_zeros() if config.prune else optax.identity(),
+    decay,
+    baselines.proximal_sgd(schedule, penalty, momentum=config.momentum),
   )
 
 
-def _rewa(config, k, schedule, decay):
+def _rewa(config, rewa, schedule):
+  decay = config.weight_decay
   if config.way != "drop-in":
-    settings = {"weight_decay": config.weight_decay}
     if config.method == "rewa-adamw":
-      return rewa_jax.rewa_adamw(schedule, k, config.m, config.eps, **settings)
-    return rewa_jax.rewa_sgd(
-      schedule, k, config.m, config.eps, momentum=config.momentum, **settings
+      return rewa_jax.adamw(schedule, rewa, weight_decay=decay)
+    return rewa_jax.sgd(
+      schedule, rewa, weight_decay=decay, momentum=config.momentum
     )
-  moments = (
+  inner = optax.chain(
     optax.scale_by_adam()
     if config.method == "rewa-adamw"
-    else optax.trace(config.momentum)
+    else optax.trace(config.momentum),
+    optax.add_decayed_weights(decay, mask=rewa.decaying),
+    optax.scale_by_learning_rate(schedule),
   )
-  inner = optax.chain(moments, decay, optax.scale_by_learning_rate(schedule))
-  return rewa_jax.reparameterize(inner, k, config.m, config.eps)
+  return rewa_jax.reparameterize(inner, rewa)
 
 
 def keep_zeros(

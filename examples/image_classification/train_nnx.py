@@ -4,9 +4,10 @@ The network is the one of He et al. (2015, arXiv 1512.03385, section 4.2): three
 stages of 16, 32 and 64 channels, and no parameter on a shortcut. Without --data
 it learns scikit-learn's digits, about a minute on two cores, and no download.
 
-ReWA takes two lines here: `rewa_jax.rewa_sgd` and `rewa_jax.nnx.reparameterize`
-in `prepare`. Its weight decay follows from --budget: without a gradient a
-weight shrinks by exp(-budget) from the first step to the last.
+ReWA takes three lines here: `REWA` says what it is, `rewa_jax.sgd` and
+`rewa_jax.nnx.reparameterize` in `prepare` take it. Its weight decay follows
+from --budget: without a gradient a weight shrinks by exp(-budget) from the
+first step to the last.
 
 Prints how accurate and how small the network is when weights up to a threshold
 are cut off, and writes results.json.
@@ -37,7 +38,7 @@ import rewa_jax
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 from provenance import provenance
 
-K, M = 9, 2
+REWA = rewa_jax.Rewa(k=9, m=2)
 MOMENTUM = 0.9
 CLIP = 1.0
 # Chosen on digits held back. At this rate ReWA needs the clipping.
@@ -134,11 +135,11 @@ def prepare(args, dataset: data.Dataset, steps: int) -> tuple[Any, Any, float]:
     peak / warmup, peak, warmup, max(steps, 2)
   )
   if args.method == "rewa":
-    decay = float(rewa_jax.weight_decay_for(args.budget, K, schedule, steps))
-    solver = rewa_jax.rewa_sgd(
-      schedule, K, M, weight_decay=decay, momentum=MOMENTUM
+    decay = float(
+      rewa_jax.weight_decay_for(args.budget, REWA.k, schedule, steps)
     )
-    model = rewa_jax.nnx.reparameterize(model, K)
+    solver = rewa_jax.sgd(schedule, REWA, weight_decay=decay, momentum=MOMENTUM)
+    model = rewa_jax.nnx.reparameterize(model, REWA)
   else:
     decay = args.weight_decay
     solver = optax.chain(
@@ -276,7 +277,7 @@ def main(argv: list[str]) -> None:
     **provenance("flax", "scikit-learn"),
     "settings": {
       **{**options, "steps": steps, "weight_decay": decay},
-      **{"k": K, "m": M, "momentum": MOMENTUM, "clip": CLIP},
+      **{"k": REWA.k, "m": REWA.m, "momentum": MOMENTUM, "clip": CLIP},
     },
     "seconds": seconds,
     "history": history,

@@ -32,14 +32,23 @@ import task
 from tqdm import tqdm
 
 import rewa_jax
+from rewa_jax import baselines
 
-K, M = 9, 2
+REWA = rewa_jax.Rewa(k=9, m=2)
+WEIGHTS = rewa_jax.Rewa(k=1)  # Latents are the weights.
+# By name, what is trained are its latents.
+METHODS = {
+  "full": REWA,
+  "no adaptive step": baselines.PowerPropagation(REWA.k),
+  "no decay": REWA,
+  "no power": WEIGHTS,
+  "dense": WEIGHTS,
+}
 STEPS, SEEDS = 2000, 3
 RATES = (0.1, 0.02, 0.004)
 LAMBDAS = tuple(0.002 * 2**i for i in range(9))
 SLOPE_BOUND = 2
 THRESHOLD, TOLERANCE = 1e-3, 0.015
-METHODS = ("full", "no adaptive step", "no decay", "no power", "dense")
 
 
 def grid_of(method: str) -> list[tuple[float, float]]:
@@ -52,7 +61,7 @@ def clipped_penalty(
   weight_decay: jax.typing.ArrayLike,
 ) -> optax.GradientTransformation:
   """Adds lambda times the clipped slope of R to the gradients of kernels."""
-  penalty = rewa_jax.Penalty(K, M)
+  penalty = rewa_jax.Penalty(REWA.k, REWA.m)
 
   def add(is_kernel, gradient, x):
     slope = jnp.clip(penalty.gradient(x), -SLOPE_BOUND, SLOPE_BOUND)
@@ -67,44 +76,29 @@ def clipped_penalty(
 def solver_of(
   method: str, rates: optax.Schedule, weight_decay: jax.typing.ArrayLike
 ) -> optax.GradientTransformation:
-  """Returns the optimizer, on latents or on weights."""
-  if method in ("full", "no decay"):
-    return rewa_jax.rewa_sgd(
-      rates,
-      K,
-      M,
-      weight_decay=weight_decay,
-      momentum=task.MOMENTUM,
+  """Returns the optimizer."""
+  if method == "no power":
+    return optax.chain(
+      optax.trace(task.MOMENTUM),
+      clipped_penalty(weight_decay),
+      optax.scale_by_learning_rate(rates),
     )
-  return optax.chain(
-    optax.trace(task.MOMENTUM),
-    clipped_penalty(weight_decay)
-    if method == "no power"
-    else optax.add_decayed_weights(weight_decay, mask=rewa_jax.kernels),
-    optax.scale_by_learning_rate(rates),
+  return rewa_jax.sgd(
+    rates,
+    METHODS[method],
+    weight_decay=weight_decay,
+    momentum=task.MOMENTUM,
   )
 
 
 def train(method: str, settings, part, steps: int, seeds: int) -> Any:
   """Returns trained weights with the leading axes setting, seed."""
-  on_latents = method in ("full", "no adaptive step", "no decay")
-  gradient = "latent" if method == "no adaptive step" else "weight"
-
-  def to_weights(params):
-    if on_latents:
-      return rewa_jax.to_weights(params, K, gradient=gradient)
-    return params
 
   def one(setting, seed):
     rate, weight_decay = setting
-    params = task.initial_weights(seed)
-    if on_latents:
-      params = rewa_jax.to_latents(params, K)
     cosine = optax.cosine_decay_schedule(1.0, steps)
     solver = solver_of(method, lambda t: rate * cosine(t), weight_decay)
-    return to_weights(
-      task.train(params, to_weights, solver, part, steps, seed)[0]
-    )
+    return task.train(METHODS[method], solver, part, steps, seed)[0]
 
   grid = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
   return jax.jit(grid)(jnp.asarray(settings), jnp.arange(seeds))
@@ -200,7 +194,7 @@ def main():
       f"  {row['above_1e-6_before']:>10,.0f}  {row['nonzero']:>10,.0f}"
       f"  {row['compression']:>10.1f}x"
     )
-  verdict = {name: needed(chosen, name, least) for name in METHODS[1:4]}
+  verdict = {name: needed(chosen, name, least) for name in list(METHODS)[1:4]}
   for name, is_needed in verdict.items():
     print(
       f"{name}: {'denser or worse than' if is_needed else 'no worse than'} full"

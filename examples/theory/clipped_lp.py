@@ -35,7 +35,7 @@ import report
 import rewa_jax
 
 BOUNDS = (0.1, 1.0, 10.0)
-K, M = 6, 4
+REWA = rewa_jax.Rewa(k=6, m=4, mask=None)
 
 
 def crossing(p, decay, bound):
@@ -90,8 +90,8 @@ def runs(d=50, steps=20_000, learning_rate=0.01, decay=0.05, seed=0):
     return design.T @ (design @ (x - target))
 
   # The same penalty: lambda grad R of ReWA is decay |x|^(p-1).
-  p = rewa_jax.Penalty(K, M).p
-  rewa = rewa_jax.rewa_sgd(learning_rate, K, M, weight_decay=decay, mask=None)
+  p = rewa_jax.Penalty(REWA.k, REWA.m).p
+  rewa = rewa_jax.sgd(learning_rate, REWA, weight_decay=decay)
   sgd = optax.sgd(learning_rate)
 
   def lp(bound):
@@ -107,8 +107,8 @@ def runs(d=50, steps=20_000, learning_rate=0.01, decay=0.05, seed=0):
     "lp, clipped at 0.1": lp(0.1),
     "ReWA, latents": (
       rewa,
-      rewa_jax.root(start, K),
-      lambda y: loss_gradient(rewa_jax.power(y, K)),
+      REWA.to_latents(start),
+      lambda y: loss_gradient(REWA.to_weights(y)),
     ),
   }
   largest, ends = {}, {}
@@ -122,7 +122,7 @@ def runs(d=50, steps=20_000, learning_rate=0.01, decay=0.05, seed=0):
 
     (x, _), sizes = jax.lax.scan(step, (x, solver.init(x)), length=steps)
     largest[name] = np.asarray(sizes)
-    ends[name] = rewa_jax.power(x, K) if solver is rewa else x
+    ends[name] = REWA.to_weights(x) if solver is rewa else x
   return largest, ends, start, target
 
 

@@ -56,23 +56,16 @@ def train_group(
   rates = jnp.stack(
     [jax.vmap(task.schedule(n, steps))(counts) for n in SCHEDULES]
   )
+  rewa = rewa_jax.Rewa(k, same_penalty(k))
 
   def one(rates, weight_decay, seed):
-    solver = rewa_jax.rewa_sgd(
+    solver = rewa_jax.sgd(
       lambda count: rates[count],
-      k,
-      same_penalty(k),
+      rewa,
       weight_decay=weight_decay,
       momentum=task.MOMENTUM,
     )
-
-    def to_weights(latents):
-      return rewa_jax.to_weights(latents, k, gradient="weight")
-
-    latents = rewa_jax.to_latents(task.initial_weights(seed), k)
-    return to_weights(
-      task.train(latents, to_weights, solver, part, steps, seed)[0]
-    )
+    return task.train(rewa, solver, part, steps, seed)[0]
 
   grid = jax.vmap(one, (None, None, 0))
   grid = jax.vmap(jax.vmap(grid, (None, 0, None)), (0, None, None))

@@ -101,25 +101,19 @@ def train(loss, shapes, settings, weight_decay, learning_rate, steps, seeds=3):
   )
 
   def run(setting, start):
-    k, m, eps = setting
-    solver = rewa_jax.rewa_sgd(
-      learning_rate, k, m, eps, weight_decay=weight_decay
-    )
-
-    def gradient(latents):
-      return jax.grad(
-        lambda y: loss(rewa_jax.to_weights(y, k, gradient="weight"))
-      )(latents)
+    rewa = rewa_jax.Rewa(*setting)
+    solver = rewa_jax.sgd(learning_rate, rewa, weight_decay=weight_decay)
+    gradient = jax.grad(lambda latents: loss(rewa.to_weights(latents)))
 
     def step(carry, _):
       latents, state = carry
       updates, state = solver.update(gradient(latents), state, latents)
       return (optax.apply_updates(latents, updates), state), None
 
-    latents = rewa_jax.to_latents(start, k)
+    latents = rewa.to_latents(start)
     carry = latents, solver.init(latents)
     latents, _ = jax.lax.scan(step, carry, length=steps)[0]
-    weights = rewa_jax.to_weights(latents, k)
+    weights = rewa.to_weights(latents)
     return [
       jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
       for tree in (weights, gradient(latents))

@@ -29,7 +29,7 @@ import task
 
 import rewa_jax
 
-K, M = 9, 2
+REWA = rewa_jax.Rewa(k=9, m=2)
 STEPS = 2000
 BUDGETS = (12.0, 18.0, 36.0)
 DRAWN = 18.0
@@ -42,14 +42,11 @@ def record(
   """Returns loss, share of small weights and norm of latents, [run, step]."""
   rates = task.schedule("cosine", steps)
 
-  def to_weights(latents):
-    return rewa_jax.to_weights(latents, K, gradient="weight")
-
   def watch(latents):
-    weights = to_weights(latents)
+    weights = REWA.to_weights(latents)
     counts = rewa_jax.sparsity(weights, THRESHOLD)
     kernels = jax.tree.map(
-      lambda s, y: y if s else None, rewa_jax.kernels(latents), latents
+      lambda s, y: y if s else None, REWA.decaying(latents), latents
     )
     return {
       "loss": task.mean_loss(weights, *part),
@@ -58,17 +55,12 @@ def record(
     }
 
   def one(weight_decay):
-    solver = rewa_jax.rewa_sgd(
-      rates,
-      K,
-      M,
-      weight_decay=weight_decay,
-      momentum=task.MOMENTUM,
+    solver = rewa_jax.sgd(
+      rates, REWA, weight_decay=weight_decay, momentum=task.MOMENTUM
     )
-    latents = rewa_jax.to_latents(task.initial_weights(seed), K)
-    return task.train(latents, to_weights, solver, part, steps, seed, watch)[1]
+    return task.train(REWA, solver, part, steps, seed, watch)[1]
 
-  decays = [rewa_jax.weight_decay_for(b, K, rates, steps) for b in budgets]
+  decays = [rewa_jax.weight_decay_for(b, REWA.k, rates, steps) for b in budgets]
   curves = jax.jit(jax.vmap(one))(jnp.stack(decays))
   return {name: np.asarray(curve) for name, curve in curves.items()}
 
@@ -132,7 +124,9 @@ def plot(curves: dict[str, np.ndarray], budget: float) -> plt.Figure:
       ha="center",
       va="bottom",
     )
-  axes[2].set_xlabel(f"step of SGD, k={K}, m={M}, cosine, B={budget:g}")
+  axes[2].set_xlabel(
+    f"step of SGD, k={REWA.k}, m={REWA.m}, cosine, B={budget:g}"
+  )
   return fig
 
 

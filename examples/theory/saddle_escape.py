@@ -28,46 +28,50 @@ import report
 from tqdm import tqdm
 
 import rewa_jax
+from rewa_jax import baselines
 
 
-class Method(NamedTuple):
+class Recipe(NamedTuple):
+  """A method of any k; plain is descent by the chain rule."""
+
   label: str
   m: float = 0.0
   eps: float = 0.0
-  gradient: str = "weight"
+  plain: bool = False
+
+  def method(self, k: int) -> rewa_jax.Method:
+    if self.plain:
+      return baselines.PowerPropagation(k, mask=None)
+    return rewa_jax.Rewa(k, self.m, self.eps, mask=None)
 
 
-ADAPTIVE = Method("adaptive (m = 0, eps = 0)")
-PLAIN = Method("plain gradient", gradient="latent")
-METHODS = (
+ADAPTIVE = Recipe("adaptive (m = 0, eps = 0)")
+PLAIN = Recipe("plain gradient", plain=True)
+RECIPES = (
   ADAPTIVE,
   PLAIN,
-  Method("eps = 1e-3", eps=1e-3),
-  Method("eps = 1e-6", eps=1e-6),
-  Method("m = 0.5", m=0.5),
-  Method("m = 1", m=1.0),
-  Method("m = 2", m=2.0),
+  Recipe("eps = 1e-3", eps=1e-3),
+  Recipe("eps = 1e-6", eps=1e-6),
+  Recipe("m = 0.5", m=0.5),
+  Recipe("m = 1", m=1.0),
+  Recipe("m = 2", m=2.0),
 )
 
 
-def step(method, k, rate, y):
+def step(recipe, k, rate, y):
   """Returns the latent after one step of gradient descent without decay."""
-  optimizer = optax.sgd(rate)
-  if method.gradient == "weight":
-    scale = rewa_jax.scale_by_rewa(k, method.m, method.eps)
-    optimizer = optax.chain(scale, optimizer)
-  grad = jax.grad(
-    lambda y: (rewa_jax.power(y, k, gradient=method.gradient) - 1) ** 2
-  )(y)
-  updates, _ = optimizer.update(grad, optimizer.init(y), y)
+  method = recipe.method(k)
+  solver = rewa_jax.sgd(rate, method, weight_decay=0.0)
+  grad = jax.grad(lambda y: (method.to_weights(y) - 1) ** 2)(y)
+  updates, _ = solver.update(grad, solver.init(y), y)
   return optax.apply_updates(y, updates)
 
 
-def descend(method, k, rate, steps, start=-1.0):
+def descend(recipe, k, rate, steps, start=-1.0):
   """Returns the latents y_1, ..., y_steps."""
 
   def body(y, _):
-    y = step(method, k, rate, y)
+    y = step(recipe, k, rate, y)
     return y, y
 
   return np.asarray(jax.lax.scan(body, jnp.asarray(start), length=steps)[1])
@@ -78,7 +82,7 @@ def bound(k, rate, steps):
   return 2 * (1 - 2 * rate / (k - 1)) ** np.arange(1.0, steps + 1)
 
 
-def steps_to_double(method, k, rate, starts, limit):
+def steps_to_double(recipe, k, rate, starts, limit):
   """Returns the steps from each start to twice it; limit where not reached."""
 
   @jax.jit
@@ -86,7 +90,7 @@ def steps_to_double(method, k, rate, starts, limit):
   def run(start):
     def body(carry):
       y, count = carry
-      return step(method, k, rate, y), count + 1
+      return step(recipe, k, rate, y), count + 1
 
     def unfinished(carry):
       return (carry[0] < 2 * start) & (carry[1] < limit)
@@ -96,31 +100,31 @@ def steps_to_double(method, k, rate, starts, limit):
   return np.asarray(run(jnp.asarray(starts)))
 
 
-def slow_down(method, k, size):
+def slow_down(recipe, k, size):
   """Returns how many times slower a latent is than with the adaptive step."""
-  if method.gradient == "latent":
+  if recipe.plain:
     return 1 / (k * size ** (k - 1))
-  return (1 + method.eps / size ** (k - 1)) / size**method.m
+  return (1 + recipe.eps / size ** (k - 1)) / size**recipe.m
 
 
-def predicted_steps(method, k, rate, sizes, sign):
+def predicted_steps(recipe, k, rate, sizes, sign):
   """Returns the steps from each of sizes to the next, for small steps."""
-  pace = slow_down(method, k, sizes) / (2 * rate * (1 - sign * sizes**k))
+  pace = slow_down(recipe, k, sizes) / (2 * rate * (1 - sign * sizes**k))
   # The trapezoid rule in log|y|.
   height = pace * sizes
   return np.diff(np.log(sizes)) * (height[:-1] + height[1:]) / 2
 
 
-def predicted_steps_to_double(method, k, rate, start):
+def predicted_steps_to_double(recipe, k, rate, start):
   """Returns what steps_to_double would be for small steps."""
   sizes = np.geomspace(start, 2 * start, 1001)
-  return float(predicted_steps(method, k, rate, sizes, 1).sum())
+  return float(predicted_steps(recipe, k, rate, sizes, 1).sum())
 
 
-def predicted_position(method, k, rate, steps):
+def predicted_position(recipe, k, rate, steps):
   """Returns y after steps from y = -1, for small steps; 0 if it gets there."""
   sizes = np.geomspace(1e-30, 1, 100_001)
-  elapsed = np.cumsum(predicted_steps(method, k, rate, sizes, -1)[::-1])
+  elapsed = np.cumsum(predicted_steps(recipe, k, rate, sizes, -1)[::-1])
   return -float(np.interp(steps, elapsed, sizes[-2::-1], right=0))
 
 
@@ -142,41 +146,41 @@ def against_bound(y, k, rate):
 def escape(k, rate, steps):
   """Returns a row for every method, and its trajectory from y = -1."""
   rows, trajectories = [], {}
-  for method in METHODS:
-    y = descend(method, k, rate, steps)
+  for recipe in RECIPES:
+    y = descend(recipe, k, rate, steps)
     arrived = np.flatnonzero(np.abs(y - 1) < 0.01)
     row = {
       "k": k,
-      "method": method.label,
+      "method": recipe.label,
       "steps_to_within_0.01_of_1": int(arrived[0]) + 1
       if arrived.size
       else None,
       "y_at_the_end": float(y[-1]),
       "y_at_the_end_predicted_if_it_does_not_leap": predicted_position(
-        method, k, rate, steps
+        recipe, k, rate, steps
       ),
-      "y_at_the_end_from_0": float(descend(method, k, rate, steps, 0.0)[-1]),
+      "y_at_the_end_from_0": float(descend(recipe, k, rate, steps, 0.0)[-1]),
     }
-    if method == ADAPTIVE:
+    if recipe == ADAPTIVE:
       row |= against_bound(y, k, rate)
     rows.append(row)
-    trajectories[method.label] = y
+    trajectories[recipe.label] = y
   return rows, trajectories
 
 
 def way_out(k, rate, starts, limit):
   """Returns a row for every method and start: steps to twice the start."""
   rows = []
-  for method in METHODS:
-    measured = steps_to_double(method, k, rate, starts, limit)
+  for recipe in RECIPES:
+    measured = steps_to_double(recipe, k, rate, starts, limit)
     for start, count in zip(starts, measured):
       rows.append(
         {
           "k": k,
-          "method": method.label,
+          "method": recipe.label,
           "start": float(start),
           "steps_to_twice_the_start": int(count) if count < limit else None,
-          "predicted": predicted_steps_to_double(method, k, rate, start),
+          "predicted": predicted_steps_to_double(recipe, k, rate, start),
         }
       )
   return rows
@@ -188,17 +192,17 @@ def plot(trajectories, out_rows, rate, out_rate, limit):
   )
   for k, upper, lower in zip(trajectories, *axes):
     rows = [row for row in out_rows if row["k"] == k]
-    for i, method in enumerate(METHODS):
-      y = trajectories[k][method.label]
+    for i, recipe in enumerate(RECIPES):
+      y = trajectories[k][recipe.label]
       shown = np.unique(np.geomspace(1, len(y), 600).astype(int)) - 1
       # The adaptive one on top and dashed: small eps may coincide with it.
-      style = {"ls": "--", "zorder": 3} if method == ADAPTIVE else {}
-      upper.plot(shown + 1, y[shown], f"C{i}", label=method.label, **style)
-      mine = [row for row in rows if row["method"] == method.label]
+      style = {"ls": "--", "zorder": 3} if recipe == ADAPTIVE else {}
+      upper.plot(shown + 1, y[shown], f"C{i}", label=recipe.label, **style)
+      mine = [row for row in rows if row["method"] == recipe.label]
       starts = [row["start"] for row in mine]
       fine = np.geomspace(min(starts), max(starts))
       predicted = [
-        predicted_steps_to_double(method, k, out_rate, start) for start in fine
+        predicted_steps_to_double(recipe, k, out_rate, start) for start in fine
       ]
       lower.plot(fine, predicted, f"C{i}", lw=1, **style)
       lower.plot(
@@ -245,7 +249,7 @@ def main():
   print("   (for m = 1 the latent underflows to zero)")
   held = all(row.get("within_the_bound", True) for row in escape_rows)
   print(f"Adaptive within the paper's bound at every step: {held}")
-  for row in escape_rows[:: len(METHODS)]:
+  for row in escape_rows[:: len(RECIPES)]:
     ratio = row["largest_distance_over_bound"]
     print(f"  k = {row['k']}: |y_T - 1| / bound at most {ratio:.3f}")
   left = {r["method"] for r in escape_rows if r["y_at_the_end_from_0"] != 0}

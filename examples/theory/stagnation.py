@@ -38,14 +38,12 @@ DECAY, RATE, BOUND = 0.1, 0.1, 5.0
 
 def train(k, m, weight_decay, steps=100_000, learning_rate=0.1, start=0.5):
   """Returns the latents at every step, (steps + 1, curvatures)."""
-  solver = rewa_jax.rewa_sgd(
-    learning_rate, k, m, weight_decay=weight_decay, mask=None
-  )
+  rewa = rewa_jax.Rewa(k, m, mask=None)
+  solver = rewa_jax.sgd(learning_rate, rewa, weight_decay=weight_decay)
 
   def step(carry, _):
     latents, state = carry
-    weights = rewa_jax.power(latents, k)
-    gradient = 2 * jnp.array(CURVATURES) * weights
+    gradient = 2 * jnp.array(CURVATURES) * rewa.to_weights(latents)
     updates, state = solver.update(gradient, state, latents)
     return (optax.apply_updates(latents, updates), state), latents
 

@@ -44,25 +44,28 @@ def accuracy(weights: Any, part: Part) -> jax.Array:
   return (MLP.apply(weights, part[0]).argmax(-1) == part[1]).mean()
 
 
-def train(params, to_weights, solver, part, steps, seed, watch=lambda p: None):
-  """Returns the trained params, and what watch saw before every step."""
+def train(method, solver, part, steps, seed, watch=lambda latents: None):
+  """Returns the trained weights, and what watch saw before every step."""
   images, labels = part
   key = jax.random.fold_in(jax.random.key(seed), 1)
 
   def step(carry, count):
-    params, state = carry
+    latents, state = carry
     batch = jax.random.randint(
       jax.random.fold_in(key, count), (BATCH_SIZE,), 0, labels.size
     )
-    grads = jax.grad(
-      lambda p: mean_loss(to_weights(p), images[batch], labels[batch])
-    )(params)
-    updates, state = solver.update(grads, state, params)
-    return (optax.apply_updates(params, updates), state), watch(params)
 
-  carry = params, solver.init(params)
-  (params, _), seen = jax.lax.scan(step, carry, jnp.arange(steps))
-  return params, seen
+    def loss(latents):
+      weights = method.to_weights(latents)
+      return mean_loss(weights, images[batch], labels[batch])
+
+    updates, state = solver.update(jax.grad(loss)(latents), state, latents)
+    return (optax.apply_updates(latents, updates), state), watch(latents)
+
+  latents = method.to_latents(initial_weights(seed))
+  carry = latents, solver.init(latents)
+  (latents, _), seen = jax.lax.scan(step, carry, jnp.arange(steps))
+  return method.to_weights(latents), seen
 
 
 def schedule(name: str, steps: int) -> optax.Schedule:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rewa_jax import baselines
+import rewa_jax
 
 _rng = np.random.default_rng(0)
 INPUTS = _rng.normal(size=(80, 6))
@@ -42,9 +42,9 @@ def logistic_gradient(weights):
   return {"kernel": INPUTS.T @ errors, "bias": errors.sum(0)}
 
 
-def train(method, strength, *, rate=0.2, steps=10000, **options):
+def train(method, weight_decay, *, rate=0.2, steps=10000, **options):
   """Returns the latents that SGD ends at and their weights, in NumPy."""
-  solver = baselines.sgd(rate, method, strength=strength, **options)
+  solver = rewa_jax.sgd(rate, method, weight_decay=weight_decay, **options)
 
   @jax.jit
   def run(latents):
@@ -58,8 +58,8 @@ def train(method, strength, *, rate=0.2, steps=10000, **options):
   return to_numpy(latents), to_numpy(method.to_weights(latents))
 
 
-def assert_stationary(weights, strength, slope, alive):
-  """The gradient of the loss is -strength times slope where alive.
+def assert_stationary(weights, weight_decay, slope, alive):
+  """The gradient of the loss is -weight_decay times slope where alive.
 
   slope is the gradient of the penalty at the kernel; the bias has none.
   """
@@ -67,6 +67,6 @@ def assert_stationary(weights, strength, slope, alive):
   np.testing.assert_allclose(gradient["bias"], 0, atol=1e-9)
   alive = np.broadcast_to(alive, slope.shape)
   np.testing.assert_allclose(
-    gradient["kernel"][alive], -strength * slope[alive], rtol=0, atol=1e-9
+    gradient["kernel"][alive], -weight_decay * slope[alive], rtol=0, atol=1e-9
   )
-  assert np.abs(slope[alive]).max() * strength > 1e-3
+  assert np.abs(slope[alive]).max() * weight_decay > 1e-3

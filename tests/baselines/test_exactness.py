@@ -12,6 +12,7 @@ from descent import descend
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Lasso
 
+import rewa_jax
 from rewa_jax import baselines
 
 # Shares of the least strength that leaves no weight.
@@ -54,40 +55,41 @@ def least_squares(inputs, targets):
   return loss
 
 
-def path_of_solutions(method, loss, start, strengths, rate, steps):
-  """The weights that SGD on latents reaches, for every strength at once."""
+def path_of_solutions(method, loss, start, decays, rate, steps):
+  """The weights that SGD on latents reaches, for every decay at once."""
 
-  def solve(strength):
+  def solve(weight_decay):
     latents = descend(
-      baselines.sgd(rate, method, strength=strength),
+      rewa_jax.sgd(rate, method, weight_decay=weight_decay),
       lambda latents: loss(method.to_weights(latents)),
       method.to_latents({"kernel": start}),
       steps,
     )
     return method.to_weights(latents)["kernel"].ravel()
 
-  return np.asarray(jax.jit(jax.vmap(solve))(strengths))
+  return np.asarray(jax.jit(jax.vmap(solve))(decays))
 
 
 # Convex problems: the solution itself.
 
 
 @pytest.mark.parametrize(
-  "method",
-  [baselines.spred(), baselines.HadamardDifference(2)],
+  "method,scale",
+  # The scale of R: sum |x| for spred, half of it for the difference.
+  [(baselines.spred(), 1), (baselines.HadamardDifference(2), 1 / 2)],
   ids=["spred", "HadamardDifference"],
 )
 @pytest.mark.parametrize(
   "data,rate,steps", [(diabetes, 0.2, 20000), (synthetic, 0.2, 10000)]
 )
-def test_l1_methods_reach_the_lasso(method, data, rate, steps, x64):
+def test_l1_methods_reach_the_lasso(method, scale, data, rate, steps, x64):
   inputs, targets = data()
   largest = np.abs(gradient_at_zero(inputs, targets)).max()
   found = path_of_solutions(
     method,
     least_squares(inputs, targets),
     jnp.zeros(inputs.shape[1]),
-    largest * STRENGTHS,
+    largest * STRENGTHS / scale,
     rate,
     steps,
   )
@@ -109,8 +111,8 @@ def test_lbfgs_on_latents_reaches_the_lasso(x64):
   loss = least_squares(inputs, targets)
 
   def penalized(latents):
-    penalty = method.smooth_penalty(*latents["kernel"].values)
-    return loss(method.to_weights(latents)) + strength * penalty
+    squares = optax.tree.norm(latents, squared=True)
+    return loss(method.to_weights(latents)) + strength * squares / 2
 
   solver = optax.lbfgs(memory_size=20)
   value_and_grad = optax.value_and_grad_from_state(penalized)
@@ -166,13 +168,15 @@ def test_gates_reach_the_group_lasso(data, size, rate, steps, x64):
 @pytest.mark.parametrize(
   "method,penalty,scale",
   [
-    # The scale of R: sum |x|^(2/D) for DWF, k / (k + 1 - m) sum |x|^p for ReWA.
-    (baselines.deep_weight_factorization(3), skglm.penalties.L2_3, 1),
-    (baselines.deep_weight_factorization(4), skglm.penalties.L0_5, 1),
-    (baselines.HadamardDifference(3), skglm.penalties.L2_3, 1),
-    (baselines.HadamardDifference(4), skglm.penalties.L0_5, 1),
-    (baselines.Rewa(k=3, m=2), skglm.penalties.L2_3, 3 / 2),
-    (baselines.Rewa(k=6, m=4), skglm.penalties.L0_5, 2),
+    # The scale of R: D / 2 sum |x|^(2/D) for DWF, k / (k + 1 - m) sum |x|^p for
+    # ReWA, half the sum for the difference and PowerPropagation.
+    (baselines.deep_weight_factorization(3), skglm.penalties.L2_3, 3 / 2),
+    (baselines.deep_weight_factorization(4), skglm.penalties.L0_5, 2),
+    (baselines.HadamardDifference(3), skglm.penalties.L2_3, 1 / 2),
+    (baselines.HadamardDifference(4), skglm.penalties.L0_5, 1 / 2),
+    (baselines.PowerPropagation(3), skglm.penalties.L2_3, 1 / 2),
+    (rewa_jax.Rewa(k=3, m=2), skglm.penalties.L2_3, 3 / 2),
+    (rewa_jax.Rewa(k=6, m=4), skglm.penalties.L0_5, 2),
   ],
   ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -188,17 +192,17 @@ def test_nonconvex_methods_land_on_stationary_points_of_skglm(
     method,
     least_squares(inputs, targets),
     jnp.asarray(start),
-    np.array([strength]),
+    np.array([strength / scale]),
     rate,
     steps,
   )
   x = np.where(np.abs(x) > 1e-6, x, 0)
   assert 0 < np.count_nonzero(x) < features
-  peer = penalty(strength * scale)
+  peer = penalty(strength)
   gradient = inputs.T @ (inputs @ x - targets) / len(targets)
   off = peer.subdiff_distance(x, gradient, np.arange(features))
   assert off.max() < 1e-8 * largest
-  value = strength * method.implicit_penalty(x)
+  value = strength / scale * method.implicit_penalty(x)
   np.testing.assert_allclose(value, peer.value(x), rtol=1e-12)
 
 
@@ -207,47 +211,47 @@ def test_nonconvex_methods_land_on_stationary_points_of_skglm(
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_tied_power_of_rewa_follows_balanced_factors(depth, x64):
-  r"""Step by step, with the strength translated.
+  r"""Step by step, with the same decay.
 
   Let the factors be balanced, w_1 = ... = w_{D-1} = a > 0 and w_D = s a, with
   s the sign of x = s a^D, and g the gradient in x. DWF's step is
 
-    w_i <- (1 - 2 eta lambda / D) w_i - eta g prod_{j != i} w_j.
+    w_i <- (1 - eta lambda) w_i - eta g prod_{j != i} w_j.
 
   The product is s a^(D-1) for i < D and a^(D-1) for i = D, so that both read
 
-    a <- (1 - 2 eta lambda / D) a - eta s g a^(D-1),
+    a <- (1 - eta lambda) a - eta s g a^(D-1),
 
   and the factors stay balanced. ReWA with k = D, m = D - 1, eps = 0 stores
   y = s a and makes the step
 
-    y <- (1 - eta' lambda') y - eta' |y|^(D-1) g,
+    y <- (1 - eta lambda) y - eta |y|^(D-1) g,
 
-  s times the same for eta' = eta and lambda' = 2 lambda / D.
+  s times the same.
   """
-  rate, strength = 0.02, 0.1
+  rate, weight_decay = 0.02, 0.05
   inputs, targets = diabetes()
   loss = least_squares(inputs, targets)
   start = {"kernel": jnp.asarray(gradient_at_zero(inputs, targets))}
   factors = baselines.deep_weight_factorization(depth, offset=0)
-  tied = baselines.Rewa(k=depth, m=depth - 1)
+  tied = rewa_jax.Rewa(k=depth, m=depth - 1)
 
-  def trajectory(method, strength):
-    solver = baselines.sgd(rate, method, strength=strength)
+  def trajectory(method):
+    solver = rewa_jax.sgd(rate, method, weight_decay=weight_decay)
 
     def step(carry, _):
       latents, state = carry
       grads = jax.grad(lambda y: loss(method.to_weights(y)))(latents)
       updates, state = solver.update(grads, state, latents)
       latents = optax.apply_updates(latents, updates)
-      return (latents, state), latents["kernel"].values
+      return (latents, state), jax.tree.leaves(latents)
 
     latents = method.to_latents(start)
     first = latents, solver.init(latents)
     return jax.lax.scan(step, first, length=1000)[1]
 
-  w = trajectory(factors, strength)
-  (y,) = trajectory(tied, 2 * strength / depth)
+  w = trajectory(factors)
+  (y,) = trajectory(tied)
   assert (jnp.abs(y[-1]) < 0.6 * jnp.abs(y[0])).any()
   np.testing.assert_allclose(w[-1], y, rtol=0, atol=1e-13)
   for factor in w[:-1]:

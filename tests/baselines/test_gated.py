@@ -1,9 +1,11 @@
 import descent
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rewa_jax
 from rewa_jax import baselines
 
 # What they solve.
@@ -11,9 +13,11 @@ from rewa_jax import baselines
 
 @pytest.mark.parametrize("depth,groups", [(2, "output"), (3, "input")])
 def test_stationary_points_are_those_of_the_penalized_loss(depth, groups, x64):
-  strength, axis = 0.15, 0 if groups == "output" else 1
+  axis = 0 if groups == "output" else 1
   method = baselines.Gated(groups, depth=depth)
-  _, weights = descent.train(method, strength, rate=0.2)
+  # The papers' strength of 0.15, at which their penalty has no depth / 2.
+  weight_decay = 0.15 * 2 / depth
+  _, weights = descent.train(method, weight_decay, rate=0.2)
   x = weights["kernel"]
   norms = np.linalg.norm(x, axis=axis, keepdims=True)
   alive = norms > 1e-4
@@ -21,19 +25,16 @@ def test_stationary_points_are_those_of_the_penalized_loss(depth, groups, x64):
   assert norms[~alive].max() < 1e-9
   p = 2 / depth
   with np.errstate(divide="ignore", invalid="ignore"):
-    slope = p * norms ** (p - 1) * x / norms
-  descent.assert_stationary(weights, strength, slope, alive)
+    slope = depth / 2 * p * norms ** (p - 1) * x / norms
+  descent.assert_stationary(weights, weight_decay, slope, alive)
   np.testing.assert_allclose(
-    method.implicit_penalty(x), np.sum(norms**p), rtol=1e-12
+    method.implicit_penalty(x), depth / 2 * np.sum(norms**p), rtol=1e-12
   )
 
 
-def test_the_penalty_on_factors_is_their_mean_square():
+def test_weights_are_groups_times_all_their_gates():
   method = baselines.Gated("output", depth=3)
   u, nu = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[1.0, -1.0]])
-  np.testing.assert_allclose(
-    method.smooth_penalty(u, nu, 2 * nu), (30 + 2 + 8) / 3, rtol=1e-6
-  )
   np.testing.assert_array_equal(method.join(u, nu, 2 * nu), [[2, 4], [6, 8]])
 
 
@@ -69,7 +70,7 @@ def test_a_group_at_zero_comes_alive_with_an_offset_only():
       return jnp.sum((method.to_weights(latents)["kernel"] - 1) ** 2) / 2
 
     latents = method.to_latents({"kernel": jnp.zeros((2, 2))})
-    solver = baselines.sgd(0.1, method, strength=0.01)
+    solver = rewa_jax.sgd(0.1, method, weight_decay=0.01)
     latents = jax.jit(lambda y: descent.descend(solver, loss, y, 500))(latents)
     return method.to_weights(latents)["kernel"]
 
@@ -78,13 +79,28 @@ def test_a_group_at_zero_comes_alive_with_an_offset_only():
 
 
 def test_heads_of_attention_share_a_gate():
-  attention = {
-    "query": {"kernel": jnp.ones((8, 2, 4))},
-    "out": {"kernel": jnp.ones((2, 4, 8))},
+  bare = nn.MultiHeadDotProductAttention(2, qkv_features=8)
+  model = rewa_jax.linen.Reparameterized(bare, baselines.Gated("heads"))
+  inputs = jax.random.normal(jax.random.key(0), (3, 6))
+  latents = model.init(jax.random.key(1), inputs)
+  gates = {
+    name: layer["kernel"]["latent_1"].shape
+    for name, layer in latents["params"].items()
   }
-  latents = baselines.Gated("heads").to_latents(attention)
-  assert latents["query"]["kernel"].values[1].shape == (1, 2, 1)
-  assert latents["out"]["kernel"].values[1].shape == (2, 1, 1)
+  to_heads = dict.fromkeys(("query", "key", "value"), (1, 2, 1))
+  assert gates == to_heads | {"out": (2, 1, 1)}
+
+
+def test_the_path_tells_groups_where_they_are():
+  seen = []
+
+  def groups(path, leaf):
+    seen.append((path, leaf.shape))
+    return (0,)
+
+  params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+  baselines.Gated(groups).to_latents(params)
+  assert seen == [("dense/kernel", (3, 2))]
 
 
 # Bad input.

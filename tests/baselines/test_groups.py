@@ -7,8 +7,9 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from rewa_jax.baselines.groups import group_axes, group_norms
-from rewa_jax.checks import path_name
+from rewa_jax import baselines
+from rewa_jax._trees import path_name
+from rewa_jax.baselines import group_axes, group_norms
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.normal(KEY, (2, 5, 5, 3))
@@ -47,6 +48,10 @@ NETWORKS = {
     SEQUENCES,
   ),
   "haiku Conv2D": lambda: (*haiku(lambda: hk.Conv2D(4, 3), IMAGES), IMAGES),
+  "haiku Conv2DTranspose": lambda: (
+    *haiku(lambda: hk.Conv2DTranspose(4, 3), IMAGES),
+    IMAGES,
+  ),
   "equinox Linear": lambda: (
     *equinox(eqx.nn.Linear(6, 4, key=KEY), False),
     SEQUENCES[0, 0],
@@ -128,6 +133,30 @@ def test_attention_kernels_have_heads_and_channels(
       assert group_axes(groups, path_name(path), leaf) == expected
       seen.add(owner)
   assert seen == {"query", "key", "value", "out"}
+
+
+def test_layers_that_are_stacked_have_groups_of_their_own():
+  layers = nn.vmap(
+    nn.Dense, variable_axes={"params": 0}, split_rngs={"params": True}
+  )
+  kernel = layers(6).init(KEY, SEQUENCES)["params"]["kernel"]
+  assert kernel.shape == (2, 6, 6)
+  groups = baselines.stacked("output", within="layers")
+  assert group_axes(groups, "layers/kernel", kernel) == (0, 2)
+  assert group_axes(groups, "last/kernel", kernel[0]) == (1,)
+  one_by_one = [group_norms(layer, (1,)) for layer in kernel]
+  np.testing.assert_allclose(
+    group_norms(kernel, group_axes(groups, "layers/kernel", kernel)),
+    jnp.stack(one_by_one),
+  )
+
+
+def test_attention_that_is_stacked_must_be_said_to_be():
+  kernel, path = jnp.zeros((2, 6, 3, 4)), "attention/query/kernel"
+  with pytest.raises(ValueError, match=f"{path} .* stacked"):
+    group_axes("output", path, kernel)
+  assert group_axes(baselines.stacked("heads"), path, kernel) == (0, 2)
+  assert group_axes(baselines.stacked("output"), path, kernel) == (0, 2, 3)
 
 
 def test_dropping_a_head_in_all_four_kernels_is_attention_without_it():
@@ -229,6 +258,14 @@ def test_norms_under_jit_and_vmap():
 def test_groups_that_a_leaf_cannot_have_are_named(groups, path, shape, message):
   with pytest.raises(ValueError, match=message):
     group_axes(groups, path, jnp.zeros(shape))
+
+
+def test_a_stack_of_no_layers_is_refused():
+  for axes in (0, -1, 1.5, True):
+    with pytest.raises(ValueError, match="axes must be an integer >= 1, got"):
+      baselines.stacked("output", axes=axes)
+  with pytest.raises(ValueError, match=r"a/kernel of shape \(2,\) .* 2 axes"):
+    group_axes(baselines.stacked("output"), "a/kernel", jnp.zeros((3, 2)))
 
 
 @pytest.mark.parametrize("given", [1, None, (0.5,), (True,)])

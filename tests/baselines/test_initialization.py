@@ -6,6 +6,7 @@ import pytest
 from rewa_jax import baselines
 
 KEY = jax.random.key(0)
+DWF = {depth: baselines.deep_weight_factorization(depth) for depth in (2, 3, 4)}
 
 
 def kernel(sigma, shape=(300, 400)):
@@ -28,12 +29,13 @@ def rejected_sample(sigma, depth, size):
 @pytest.mark.parametrize("depth", [2, 3, 4])
 @pytest.mark.parametrize("sigma", [0.05, 0.7])
 def test_factors_are_distributed_as_those_drawn_by_rejection(depth, sigma):
-  latents = baselines.draw_factors(KEY, kernel(sigma), depth)
+  latents = baselines.draw_factors(KEY, kernel(sigma), DWF[depth])
   expected = rejected_sample(sigma, depth, 100_000)
   quantiles = np.linspace(0, 1, 41)
   low, high = (0.01 * sigma) ** (1 / depth), min(1, (2 * sigma) ** (1 / depth))
-  assert len(latents["kernel"].values) == depth
-  for factor in latents["kernel"].values:
+  factors = jax.tree.leaves(latents["kernel"])
+  assert len(factors) == depth
+  for factor in factors:
     factor = np.asarray(factor)
     size = np.abs(factor)
     assert size.min() >= low * (1 - 1e-5)
@@ -49,11 +51,11 @@ def test_factors_are_distributed_as_those_drawn_by_rejection(depth, sigma):
 @pytest.mark.parametrize("depth,share", [(2, 0.56), (3, 0.40), (4, 0.31)])
 def test_the_product_is_as_wide_as_known(depth, share):
   sigma = 0.02
-  method = baselines.deep_weight_factorization(depth)
+  method = DWF[depth]
 
   def width(corrected):
     latents = baselines.draw_factors(
-      KEY, kernel(sigma, (1000, 1000)), depth, corrected=corrected
+      KEY, kernel(sigma, (1000, 1000)), method, corrected=corrected
     )
     return float(jnp.std(method.to_weights(latents)["kernel"])) / sigma
 
@@ -62,42 +64,45 @@ def test_the_product_is_as_wide_as_known(depth, share):
 
 
 def test_correction_scales_all_factors_alike():
-  plain = baselines.draw_factors(KEY, kernel(0.1), 3)["kernel"].values
-  corrected = baselines.draw_factors(KEY, kernel(0.1), 3, corrected=True)
-  ratios = [b / a for a, b in zip(plain, corrected["kernel"].values)]
+  plain, corrected = (
+    jax.tree.leaves(
+      baselines.draw_factors(KEY, kernel(0.1), DWF[3], corrected=corrected)
+    )
+    for corrected in (False, True)
+  )
+  ratios = [b / a for a, b in zip(plain, corrected, strict=True)]
   for ratio in ratios:
     np.testing.assert_allclose(ratio, ratios[0][0, 0], rtol=1e-5)
 
 
 def test_a_wide_leaf_is_corrected_too():
   """Where the bound of 1 is the tighter one."""
-  method = baselines.deep_weight_factorization(2)
   latents = baselines.draw_factors(
-    KEY, kernel(0.9, (1000, 1000)), 2, corrected=True
+    KEY, kernel(0.9, (1000, 1000)), DWF[2], corrected=True
   )
-  weights = method.to_weights(latents)["kernel"]
+  weights = DWF[2].to_weights(latents)["kernel"]
   np.testing.assert_allclose(jnp.std(weights), 0.9, rtol=0.01)
 
 
 def test_factors_and_leaves_are_drawn_independently():
   params = {"a": kernel(0.1), "b": kernel(0.1), "bias": jnp.ones(3)}
-  latents = baselines.draw_factors(KEY, params, 2)
-  drawn = [*latents["a"]["kernel"].values, *latents["b"]["kernel"].values]
+  latents = baselines.draw_factors(KEY, params, DWF[2])
+  drawn = jax.tree.leaves((latents["a"], latents["b"]))
   flat = np.stack([np.ravel(x) for x in drawn])
   correlation = np.corrcoef(flat) - np.eye(4)
   assert np.abs(correlation).max() < 0.02
   assert latents["bias"] is params["bias"]
-  again = baselines.draw_factors(KEY, params, 2)
+  again = baselines.draw_factors(KEY, params, DWF[2])
   jax.tree.map(np.testing.assert_array_equal, latents, again)
-  other = baselines.draw_factors(jax.random.key(1), params, 2)
-  assert (other["a"]["kernel"].values[0] != drawn[0]).any()
+  other = baselines.draw_factors(jax.random.key(1), params, DWF[2])
+  assert (other["a"]["kernel"]["latent_0"] != drawn[0]).any()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_shapes_and_dtypes_are_those_of_params(dtype):
   params = {"conv": {"kernel": jnp.full((3, 3, 2, 4), 0.1, dtype)}}
-  latents = baselines.draw_factors(KEY, params, 3)
-  for factor in latents["conv"]["kernel"].values:
+  latents = baselines.draw_factors(KEY, params, DWF[3])
+  for factor in jax.tree.leaves(latents["conv"]):
     assert factor.shape == (3, 3, 2, 4)
     assert factor.dtype == dtype
     assert len(np.unique(factor.astype(jnp.float32))) > 20
@@ -109,9 +114,8 @@ def test_the_scale_is_that_of_each_leaf_and_zeros_stay_zeros():
     "b": kernel(0.1),
     "c": {"kernel": jnp.zeros((3, 3))},
   }
-  method = baselines.deep_weight_factorization(2)
-  latents = baselines.draw_factors(KEY, params, 2, corrected=True)
-  weights = method.to_weights(latents)
+  latents = baselines.draw_factors(KEY, params, DWF[2], corrected=True)
+  weights = DWF[2].to_weights(latents)
   np.testing.assert_allclose(jnp.std(weights["a"]["kernel"]), 0.01, rtol=0.02)
   np.testing.assert_allclose(jnp.std(weights["b"]["kernel"]), 0.1, rtol=0.02)
   np.testing.assert_array_equal(weights["c"]["kernel"], 0)
@@ -120,11 +124,11 @@ def test_the_scale_is_that_of_each_leaf_and_zeros_stay_zeros():
 def test_it_compiles_and_vmaps_over_keys():
   params = kernel(0.1, (20, 30))
   keys = jax.random.split(KEY, 3)
-  many = jax.jit(jax.vmap(lambda key: baselines.draw_factors(key, params, 2)))(
-    keys
-  )
+  many = jax.jit(
+    jax.vmap(lambda key: baselines.draw_factors(key, params, DWF[2]))
+  )(keys)
   for i in range(3):
-    one = baselines.draw_factors(keys[i], params, 2)
+    one = baselines.draw_factors(keys[i], params, DWF[2])
     jax.tree.map(
       lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5),
       many,
@@ -132,23 +136,28 @@ def test_it_compiles_and_vmaps_over_keys():
     )
 
 
-def test_what_is_drawn_trains_as_factors_do():
-  params = kernel(0.1, (4, 3))
-  latents = baselines.draw_factors(KEY, params, 3)
-  method = baselines.deep_weight_factorization(3)
-  baselines.sgd(0.1, method, strength=0.1).init(latents)
-  assert method.to_weights(latents)["kernel"].shape == (4, 3)
+def test_what_is_drawn_are_latents_of_the_method():
+  params = {"dense": kernel(0.1, (4, 3)) | {"bias": jnp.ones(3)}}
+  drawn = baselines.draw_factors(KEY, params, DWF[3])
+  split = DWF[3].to_latents(params)
+  assert jax.tree.structure(drawn) == jax.tree.structure(split)
+  assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, split)
 
 
 def test_bad_input_is_named():
   params = kernel(0.1, (2, 2))
-  with pytest.raises(ValueError, match="depth must be .* >= 2, got 1"):
-    baselines.draw_factors(KEY, params, 1)
-  with pytest.raises(TypeError, match="depth must be a Python integer"):
-    baselines.draw_factors(KEY, params, 2.5)
+  for no_product in (3, baselines.HadamardDifference(2)):
+    with pytest.raises(TypeError, match="a product of factors, got .*[3H]"):
+      baselines.draw_factors(KEY, params, no_product)
   with pytest.raises(TypeError, match="kernel is of type int32"):
-    baselines.draw_factors(KEY, {"kernel": jnp.arange(3)}, 2)
+    baselines.draw_factors(KEY, {"kernel": jnp.arange(3)}, DWF[2])
   with pytest.raises(ValueError, match="nothing would be reparameterized"):
-    baselines.draw_factors(KEY, {"scale": jnp.ones(3)}, 2)
-  plain = baselines.draw_factors(KEY, params, 2, mask=lambda _: False)
-  np.testing.assert_array_equal(plain["kernel"], params["kernel"])
+    baselines.draw_factors(KEY, {"scale": jnp.ones(3)}, DWF[2])
+
+
+def test_the_mask_of_the_method_says_what_is_drawn():
+  params = {"a": kernel(0.1, (2, 2)), "b": kernel(0.1, (2, 2))}
+  method = baselines.spred(mask={"a": False, "b": True})
+  latents = baselines.draw_factors(KEY, params, method)
+  assert latents["a"]["kernel"] is params["a"]["kernel"]
+  assert set(latents["b"]["kernel"]) == {"latent_0", "latent_1"}

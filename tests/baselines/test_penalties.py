@@ -7,7 +7,7 @@ import pytest
 import skglm.penalties
 from skglm.utils import prox_funcs
 
-from rewa_jax.baselines.penalties import (
+from rewa_jax.baselines import (
   L1,
   MCP,
   SCAD,

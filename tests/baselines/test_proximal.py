@@ -11,8 +11,12 @@ from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Lasso
 
 import rewa_jax
-from rewa_jax.baselines.penalties import L1, MCP, SCAD, AdaptiveL1, GroupL1
-from rewa_jax.baselines.proximal import (
+from rewa_jax.baselines import (
+  L1,
+  MCP,
+  SCAD,
+  AdaptiveL1,
+  GroupL1,
   proximal_adam,
   proximal_sgd,
   proximal_step,

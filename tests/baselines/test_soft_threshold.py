@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rewa_jax
 from rewa_jax import baselines
 
 
@@ -25,26 +26,38 @@ def test_every_leaf_has_one_threshold():
   params = {"a": {"kernel": jnp.ones((3, 2))}, "b": {"kernel": jnp.ones(4)}}
   latents = baselines.SoftThreshold(-3.0).to_latents(params)
   for name in "ab":
-    w, s = latents[name]["kernel"].values
-    assert s.shape == ()
-    assert s == -3
+    w, s = jax.tree.leaves(latents[name]["kernel"])
+    assert s.shape == (1,) * w.ndim
+    assert s.item() == -3
     np.testing.assert_allclose(w, 1 + sigmoid(-3), rtol=1e-6)
+
+
+def test_latents_of_stacked_layers_are_those_of_each():
+  layers = jax.random.normal(jax.random.key(0), (3, 2, 3))
+  method = baselines.SoftThreshold(-1.0)
+  starts = jax.tree.map(
+    lambda *s: jnp.stack(s), *map(baselines.SoftThreshold, (-1.0, 0.0, 1.0))
+  )
+  latents = jax.vmap(lambda m, x: m.to_latents({"w": x}))(starts, layers)
+  together = method.to_weights(latents)["w"]
+  one_by_one = jax.vmap(method.to_weights)(latents)["w"]
+  np.testing.assert_array_equal(together, one_by_one)
 
 
 def test_stationary_points_solve_the_equations_of_both_latents(x64):
   """With g the gradient of the loss in x: where x is nonzero
 
-    g + strength w = 0,
+    g + weight_decay w = 0,
 
   and the threshold takes in what all of them want,
 
-    sum of -sign(w) sigmoid'(s) g + strength s = 0.
+    sum of -sign(w) sigmoid'(s) g + weight_decay s = 0.
   """
-  strength = 0.02
+  weight_decay = 0.02
   latents, weights = descent.train(
-    baselines.SoftThreshold(-2.0), strength, rate=0.5
+    baselines.SoftThreshold(-2.0), weight_decay, rate=0.5
   )
-  w, s = latents["kernel"].values
+  w, s = jax.tree.leaves(latents["kernel"])
   x = weights["kernel"]
   alive = x != 0
   assert 0 < alive.sum() < alive.size
@@ -52,10 +65,10 @@ def test_stationary_points_solve_the_equations_of_both_latents(x64):
   gradient = descent.logistic_gradient(weights)
   np.testing.assert_allclose(gradient["bias"], 0, atol=1e-9)
   g = gradient["kernel"]
-  np.testing.assert_allclose(g[alive], -strength * w[alive], atol=1e-9)
+  np.testing.assert_allclose(g[alive], -weight_decay * w[alive], atol=1e-9)
   slope = sigmoid(s) * (1 - sigmoid(s))
   along = -np.sum(np.sign(w[alive]) * g[alive]) * slope
-  np.testing.assert_allclose(along, -strength * s, atol=1e-9)
+  np.testing.assert_allclose(along, -weight_decay * s, atol=1e-9)
   # Of a dead weight nothing but its decay is left.
   np.testing.assert_allclose(w[~alive], 0, atol=1e-9)
 
@@ -64,15 +77,15 @@ def test_decay_raises_the_threshold():
   method = baselines.SoftThreshold(-8.0)
   latents = method.to_latents({"w": jnp.zeros(3)})
 
-  def thresholds(strength):
-    solver = baselines.sgd(0.1, method, strength=strength)
+  def thresholds(weight_decay):
+    solver = rewa_jax.sgd(0.1, method, weight_decay=weight_decay)
 
     def step(carry, _):
       latents, state = carry
       grads = jax.tree.map(jnp.zeros_like, latents)
       updates, state = solver.update(grads, state, latents)
       latents = jax.tree.map(jnp.add, latents, updates)
-      return (latents, state), jax.nn.sigmoid(latents["w"].values[1])
+      return (latents, state), jax.nn.sigmoid(latents["w"]["latent_1"][0])
 
     start = latents, solver.init(latents)
     return np.asarray(jax.lax.scan(step, start, length=100)[1])

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from rewa_jax.baselines.subgradient import add_clipped_lp, add_l1_subgradient
+from rewa_jax.baselines import add_clipped_lp, add_l1_subgradient
 
 X = jnp.array([2.0, 0.5, 1e-3, 0.0, -1e-3, -0.5, -2.0])
 

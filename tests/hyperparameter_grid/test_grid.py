@@ -18,25 +18,22 @@ TARGET = jnp.array([1.0, 0.5, 0.0, 0.0])
 
 
 def train(key, hyper):
-  """A noisy quadratic, trained with rewa_sgd."""
-  solver = rewa_jax.rewa_sgd(
-    hyper["learning_rate"],
-    hyper["k"],
-    hyper["m"],
-    weight_decay=hyper["weight_decay"],
-    mask=None,
+  """A noisy quadratic, trained with ReWA."""
+  rewa = rewa_jax.Rewa(hyper["k"], hyper["m"], mask=None)
+  solver = rewa_jax.sgd(
+    hyper["learning_rate"], rewa, weight_decay=hyper["weight_decay"]
   )
-  latents = rewa_jax.root(jax.random.uniform(key, (4,), minval=0.1), hyper["k"])
+  latents = rewa.to_latents(jax.random.uniform(key, (4,), minval=0.1))
 
   def step(carry, _):
     latents, state = carry
-    grads = rewa_jax.power(latents, hyper["k"]) - TARGET
+    grads = rewa.to_weights(latents) - TARGET
     updates, state = solver.update(grads, state, latents)
     return (optax.apply_updates(latents, updates), state), None
 
   carry = latents, solver.init(latents)
   (latents, _), _ = jax.lax.scan(step, carry, length=50)
-  weights = rewa_jax.power(latents, hyper["k"])
+  weights = rewa.to_weights(latents)
   return {"weights": weights, "loss": jnp.sum((weights - TARGET) ** 2)}
 
 

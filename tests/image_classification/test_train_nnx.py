@@ -14,7 +14,7 @@ from flax import nnx
 
 import rewa_jax
 
-K = train_nnx.K
+REWA = train_nnx.REWA
 
 
 def tiny_dataset(channels=1, count=64, classes=3):
@@ -112,14 +112,14 @@ def test_steps_are_those_of_the_latents_by_hand(tiny_network):
   # Copies: a step donates the arrays of its model.
   graph, *states = nnx.split(model.weights(), nnx.Param, ...)
   params, rest = jax.tree.map(jnp.copy, states)
-  latents = rewa_jax.to_latents(nnx.to_pure_dict(params), K)
+  latents = REWA.to_latents(nnx.to_pure_dict(params))
   schedule = optax.warmup_cosine_decay_schedule(0.25, 0.5, 2, 40)
   assert decay == pytest.approx(
-    1 / (K * sum(float(schedule(step)) for step in range(40)))
+    1 / (REWA.k * sum(float(schedule(step)) for step in range(40)))
   )
   solver = optax.chain(
     optax.clip_by_global_norm(1.0),
-    rewa_jax.rewa_sgd(schedule, K, 2, weight_decay=decay, momentum=0.9),
+    rewa_jax.sgd(schedule, REWA, weight_decay=decay, momentum=0.9),
   )
   state = solver.init(latents)
   metrics = nnx.MultiMetric(
@@ -132,7 +132,7 @@ def test_steps_are_those_of_the_latents_by_hand(tiny_network):
     images = train_nnx.augment(key, jnp.asarray(dataset.train.images))
 
     def loss(latents):
-      weights = rewa_jax.to_weights(latents, K, gradient="weight")
+      weights = REWA.to_weights(latents)
       model = nnx.merge(graph, nnx.State(weights), rest, copy=True)
       logits = model(images)
       return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(64), labels])
@@ -150,7 +150,7 @@ def test_steps_are_those_of_the_latents_by_hand(tiny_network):
     losses.append(loss)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-    params_of(model.model),
+    REWA.to_latents(params_of(model.weights())),
     latents,
   )
   assert metrics.compute()["loss"] == pytest.approx(np.mean(losses), rel=1e-5)

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import saddle_escape
-from saddle_escape import ADAPTIVE, PLAIN, Method
+from saddle_escape import ADAPTIVE, PLAIN, Recipe
 
 
 @pytest.mark.parametrize("k", [3, 5, 9])
@@ -24,9 +24,9 @@ def test_adaptive_step_stays_within_the_bound_and_plain_gradient_stays(k, x64):
 @pytest.mark.parametrize("k", [3, 5, 9])
 def test_fixed_eps_holds_the_latent_where_predicted(k, x64):
   rate, steps, eps = 0.01, 20_000, 1e-3
-  y = saddle_escape.descend(Method("", eps=eps), k, rate, steps)
+  y = saddle_escape.descend(Recipe("", eps=eps), k, rate, steps)
   predicted = saddle_escape.predicted_position(
-    Method("", eps=eps), k, rate, steps
+    Recipe("", eps=eps), k, rate, steps
   )
   assert y[-1] == pytest.approx(predicted, rel=0.02)
   # By hand, from a step of 2 eta |y|^(k-1) / eps all the way.
@@ -36,7 +36,7 @@ def test_fixed_eps_holds_the_latent_where_predicted(k, x64):
 
 def test_m_of_one_or_more_never_reaches_zero_and_m_of_a_half_leaps(x64):
   ends = {
-    m: saddle_escape.descend(Method("", m=m), 3, 0.01, 3000)
+    m: saddle_escape.descend(Recipe("", m=m), 3, 0.01, 3000)
     for m in (0.5, 1, 2)
   }
   assert abs(ends[0.5][-1] - 1) < 1e-9
@@ -47,9 +47,9 @@ def test_m_of_one_or_more_never_reaches_zero_and_m_of_a_half_leaps(x64):
 
 def test_only_the_adaptive_step_leaves_exact_zero(x64):
   left = [
-    method.label
-    for method in saddle_escape.METHODS
-    if saddle_escape.descend(method, 3, 0.01, 10, start=0.0).any()
+    recipe.label
+    for recipe in saddle_escape.RECIPES
+    if saddle_escape.descend(recipe, 3, 0.01, 10, start=0.0).any()
   ]
   assert left == [ADAPTIVE.label]
 
@@ -58,17 +58,17 @@ def test_steps_to_double_follow_the_closed_forms(x64):
   rate, starts = 1e-3, jnp.array([0.01, 0.02])
   by_hand = {
     ADAPTIVE: starts / (2 * rate),
-    Method("", m=1): np.log(2) / (2 * rate) * np.ones(2),
-    Method("", m=2): 1 / (4 * rate * starts),
+    Recipe("", m=1): np.log(2) / (2 * rate) * np.ones(2),
+    Recipe("", m=2): 1 / (4 * rate * starts),
     # Of eps / y^2, from d to 2d: eps / (2 d).
-    Method("", eps=1e-2): (starts + 1e-2 / (2 * starts)) / (2 * rate),
+    Recipe("", eps=1e-2): (starts + 1e-2 / (2 * starts)) / (2 * rate),
   }
-  for method, expected in by_hand.items():
-    measured = saddle_escape.steps_to_double(method, 3, rate, starts, 50_000)
+  for recipe, expected in by_hand.items():
+    measured = saddle_escape.steps_to_double(recipe, 3, rate, starts, 50_000)
     np.testing.assert_allclose(measured, expected, rtol=0.01, atol=1.5)
     for start, steps in zip(starts, expected):
       predicted = saddle_escape.predicted_steps_to_double(
-        method, 3, rate, float(start)
+        recipe, 3, rate, float(start)
       )
       assert predicted == pytest.approx(float(steps), rel=1e-3)
   capped = saddle_escape.steps_to_double(PLAIN, 9, rate, starts, 100)
