@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -106,13 +107,17 @@ class Metrics:
     self._recent.clear()
 
   def warn(self, step: int, text: str) -> None:
+    """Warns without waiting for the end of the run."""
+    self.say(step, text, "warning")
+
+  def say(self, step: int, text: str, kind: str = "note") -> None:
     """Says something without waiting for the end of the run."""
     if self._writes:
-      tqdm.write(f"step {step}: {text}")
-      self.log(step, "warning", text=text)
+      tqdm.write(f"step {step}: {text}", file=sys.stderr)
+      self.log(step, kind, text=text)
 
   def log(self, step: int, kind: str, **values: Any) -> None:
-    """Writes values of one kind: train, the name of a split, or warning."""
+    """Writes values of one kind: train, the name of a split, a warning."""
     if not self._writes:
       return
     line = {"step": step, "kind": kind, **values}

@@ -45,15 +45,19 @@ class Setup(NamedTuple):
     bare: the network of weights.
     apply: (params, statistics, images, train) to logits and statistics.
     optimizer: of params.
-    to_params: weights to params.
-    to_weights: params to weights.
+    method: what params are latents of, None where they are weights.
   """
 
   bare: nn.Module
   apply: Callable[..., tuple[jax.Array, Any]]
   optimizer: optax.GradientTransformation
-  to_params: Callable[[Any], Any]
-  to_weights: Callable[[Any], Any]
+  method: rewa_jax.Method | None
+
+  def to_params(self, weights: Any) -> Any:
+    return self.method.to_latents(weights) if self.method else weights
+
+  def to_weights(self, params: Any) -> Any:
+    return self.method.to_weights(params) if self.method else params
 
 
 def make_setup(
@@ -71,13 +75,11 @@ def make_setup(
     axis_name: the mapped axis that batch statistics are averaged over.
   """
   bare = make_network(config, classes, axis_name)
-  module, enter = bare, _same
-  to_params, to_weights = _same, _same
+  module, enter, method = bare, _same, None
   if config.method in ("rewa", "rewa-adamw"):
     rewa = rewa_jax.Rewa(config.k, config.m, config.eps)
     optimizer = _rewa(config, rewa, schedule)
-    if config.way != "drop-in":
-      to_params, to_weights = rewa.to_latents, rewa.to_weights
+    method = None if config.way == "drop-in" else rewa
     if config.way == "linen":
       module = rewa_jax.linen.Reparameterized(bare, rewa)
     elif config.way == "trees":
@@ -97,9 +99,9 @@ def make_setup(
   optimizer = optax.chain(
     optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
     optimizer,
-    keep_zeros() if config.prune else optax.identity(),
+    rewa_jax.keep_zeros() if config.prune else optax.identity(),
   )
-  return Setup(bare, apply, optimizer, to_params, to_weights)
+  return Setup(bare, apply, optimizer, method)
 
 
 def make_network(
@@ -144,37 +146,6 @@ def _rewa(config, rewa, schedule):
     optax.scale_by_learning_rate(schedule),
   )
   return rewa_jax.reparameterize(inner, rewa)
-
-
-def keep_zeros(
-  mask: Callable[[Any], Any] = rewa_jax.kernels,
-) -> optax.GradientTransformation:
-  """Ends a chain: kernels that are zero at its start stay so.
-
-  Momentum of earlier gradients and weight decay cannot move them either.
-
-  Args:
-    mask: which leaves; a function of params that returns a tree of bools.
-
-  Returns:
-    A transformation whose state is a tree of masks, False where to stay zero.
-  """
-
-  def init_fn(params):
-    return jax.tree.map(
-      lambda chosen, leaf: leaf != 0 if chosen else jnp.ones((), bool),
-      mask(params),
-      params,
-    )
-
-  def update_fn(updates, state, params=None):
-    del params
-    updates = jax.tree.map(
-      lambda kept, update: jnp.where(kept, update, 0), state, updates
-    )
-    return updates, state
-
-  return optax.GradientTransformation(init_fn, update_fn)
 
 
 def init_state(

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import pathlib
 import shlex
 import signal
@@ -48,6 +49,8 @@ from provenance import provenance
 import rewa_jax
 
 PROGRAM = "examples/image_classification/train.py"
+# Below the first dead weights do not leave the live ones, with the second do.
+LEAST_BUDGET, GOOD_BUDGET = 8, 15
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,6 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.exit(f"train.py: {error}")
   except KeyboardInterrupt:
     return 130  # Before the first step there is nothing to save.
+
+
+def advice(config: Config, budget: float) -> str:
+  """Says what to change in a run whose weight decay ends too early."""
+  text = f"a decay budget of {budget:.2g} leaves the network dense."
+  if not budget:
+    return f"{text} There is no weight decay."
+  factor = GOOD_BUDGET / budget
+  return (
+    f"{text} It takes --weight-decay {config.weight_decay * factor:.2g} or"
+    f" --epochs {math.ceil(config.epochs * factor)} for one of {GOOD_BUDGET}."
+  )
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -148,6 +163,13 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
     begin = step = int(parallel.one(state).step)
     metrics = Metrics(run, begin, steps, config.batch_size, schedule)
     stack.callback(metrics.close)
+    if config.method.startswith("rewa") and not config.prune and not begin:
+      budget = rewa_jax.measure_decay_budget(
+        setup.optimizer, restored.params, steps, method=setup.method
+      )
+      metrics.say(0, f"decay budget {budget:.1f}")
+      if budget < LEAST_BUDGET:
+        metrics.warn(0, advice(config, budget))
     was_stopped = stack.enter_context(signals())
     batches = source.train_batches(begin)
     stack.callback(batches.close)  # Ends worker processes, if there are any.

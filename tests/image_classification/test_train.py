@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 import signal
 
 import checkpoints
@@ -226,8 +227,24 @@ def test_a_layer_whose_weights_all_die_is_named_while_training(
 ):
   config = dataclasses.replace(TINY, weight_decay=3.0, epochs=4)
   trained(tmp_path, config)
-  assert "every weight of Dense_0/kernel is below" in capsys.readouterr().out
+  assert "every weight of Dense_0/kernel is below" in capsys.readouterr().err
   assert "Dense_0/kernel" in (tmp_path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("way", ["linen", "drop-in"])
+def test_too_little_decay_is_said_before_training_with_what_would_do(
+  way, tmp_path, capsys
+):
+  low = dataclasses.replace(TINY, epochs=1, way=way)
+  results_of(begun(tmp_path / "low", low), low)
+  notes = capsys.readouterr().err
+  assert "decay budget" in notes and "leaves the network dense" in notes
+  decay = float(re.search(r"--weight-decay (\S+) or", notes)[1])
+  enough = dataclasses.replace(low, weight_decay=decay)
+  results_of(begun(tmp_path / "enough", enough), enough)
+  notes = capsys.readouterr().err
+  assert float(re.search(r"decay budget (\S+)", notes)[1]) > 14
+  assert "leaves the network dense" not in notes
 
 
 @pytest.mark.parametrize("devices", [8], indirect=True)
