@@ -2,15 +2,24 @@
 
 import dataclasses
 import functools
+import threading
+import types
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx, traverse_util
+from jax import lax
 
 from rewa_jax._method import NNX_LATENTS, Method
 from rewa_jax._trees import is_box, is_parts, leaf_names, unbox
 
 Model = TypeVar("Model", bound=nnx.Module)
+Path = tuple[Any, ...]
+
+# During a call weights are in the model itself, so threads take turns.
+_CALL = threading.RLock()
 
 
 class Latent(nnx.Param):
@@ -23,14 +32,17 @@ class Latent(nnx.Param):
 class Reparameterized(nnx.Module, Generic[Model]):
   """An NNX module that stores latents and computes with weights.
 
-  Made by :func:`reparameterize`. Calling it, or a method of the model by its
-  name, runs the model on the weights; batch statistics, dropout streams and
-  every other Variable are the model's own and propagate.
+  Made by :func:`reparameterize`. It has the methods, properties and attributes
+  of the model. They run on the model itself, with weights in its Params until
+  they return, so that the model keeps what it would keep bare. Weights that
+  they assign become latents, and are constants to differentiation; Params that
+  they add have none. To hand out Params that are empty by then, as a submodule
+  would, is an error: take those from :meth:`weights`.
 
   Attributes:
     model: the model; its selected Params are empty.
     rewa_latents: nested dicts with a :class:`Latent`, or a dict of several, at
-      the paths of the model's selected Params.
+      the paths that the selected Params had at first.
     method: the method that the latents are of.
   """
 
@@ -40,32 +52,109 @@ class Reparameterized(nnx.Module, Generic[Model]):
     self.method = nnx.static(method)
 
   def __call__(self, *args, **kwargs):
-    return self._shared_weights()(*args, **kwargs)
+    return self._call("__call__", *args, **kwargs)
+
+  def __getattribute__(self, name: str) -> Any:
+    # nnx.Module has these, the model may have others.
+    if name in ("train", "eval", "set_attributes"):
+      return self.__getattr__(name)
+    return super().__getattribute__(name)
 
   def __getattr__(self, name: str) -> Any:
     model = self.__dict__.get("model")
-    if not name.startswith("_") and callable(getattr(type(model), name, None)):
-      return lambda *args, **kwargs: getattr(self._shared_weights(), name)(
-        *args, **kwargs
-      )
-    raise AttributeError(
-      f"{type(self).__name__} has no attribute {name!r}; attributes of the"
-      f" wrapped model that are not methods are under .model."
-    )
+    if model is None or name.startswith("_"):
+      raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
+    if name in vars(model):
+      return self._outside(name, vars(model)[name])
+    value = getattr(type(model), name, None)
+    if not callable(value):
+      value = self._run(name, lambda model: getattr(model, name))
+    if not callable(value):
+      return value
+
+    @functools.wraps(value)
+    def method(self, *args, **kwargs):
+      return self._call(name, *args, **kwargs)
+
+    return types.MethodType(method, self)
+
+  def __setattr__(self, name: str, value: Any) -> None:
+    if name in ("model", NNX_LATENTS, "method") or name.startswith("_"):
+      super().__setattr__(name, value)
+    else:
+      self._run(name, lambda model: setattr(model, name, value))
 
   def weights(self) -> Model:
     """Returns the bare model with weights; the two share nothing."""
-    return _copied(self._shared_weights())
+    model = self._run("weights", _copied)
+    for slot in _marked(model).values():
+      slot.del_metadata(NNX_LATENTS)
+    return model
 
-  def _shared_weights(self) -> Model:
-    """Returns a model with weights that shares every other Variable."""
-    return _fill_params(
-      {
+  def _call(self, name: str, *args, **kwargs):
+    return self._run(name, lambda model: getattr(model, name)(*args, **kwargs))
+
+  def _run(self, name: str, fn: Callable[[Model], Any]) -> Any:
+    """Returns fn(model), computed with weights in the model's Params."""
+    with _CALL:
+      slots, nodes = self._slots(), _nodes(getattr(self, NNX_LATENTS))
+      # A call within a call finds weights there.
+      before = {path: slot.get_raw_value() for path, slot in slots.items()}
+      weights = {
         path: self.method.weights_of(jax.tree.map(unbox, node, is_leaf=is_box))
-        for path, node in _nodes(getattr(self, NNX_LATENTS)).items()
-      },
-      self.model,
+        for path, node in nodes.items()
+      }
+      try:
+        _fill(slots, weights)
+        result = fn(self.model)
+      finally:
+        after = {path: slot.get_raw_value() for path, slot in slots.items()}
+        _fill(slots, before)
+        for path, weight in weights.items():
+          if after[path] is not weight:
+            self._adopt(path, nodes[path], weight, after[path])
+      return self._outside(name, result)
+
+  def _adopt(self, path: Path, node: Any, before: Any, after: Any) -> None:
+    """Stores the latents of a weight that a call assigned."""
+    # A transform within the call returns every weight, changed or not.
+    known = before.shape == after.shape
+    changed = jnp.any(before != after) if known else True
+    assigned = self.method.latents_of(_name(path), lax.stop_gradient(after))
+    jax.tree.map(
+      lambda latent, value: latent.set_value(
+        jnp.where(changed, value, latent.get_value()) if known else value
+      ),
+      node,
+      assigned,
+      is_leaf=is_box,
     )
+
+  def _outside(self, name: str, value: Any) -> Any:
+    """Returns what a call hands out, unless it holds an empty Param."""
+    slots = {id(slot): path for path, slot in self._slots().items()}
+    if value is self.model:
+      return self
+    for _, leaf in nnx.iter_graph(value):
+      if id(leaf) in slots:
+        raise AttributeError(
+          f"{name} of {type(self.model).__name__} holds the Param"
+          f" {_name(slots[id(leaf)])}, which is empty outside of calls: take it"
+          " from weights(), or call a method of the model that uses it."
+        )
+    return value
+
+  def _slots(self) -> dict[Path, nnx.Variable]:
+    """Returns the empty Params by the paths of their latents."""
+    slots = _marked(self.model)
+    for path in _nodes(getattr(self, NNX_LATENTS)):
+      if path not in slots:
+        raise ValueError(
+          f"The Param that began as {_name(path)} is no longer in the model, so"
+          " its latents serve nothing. To change weights, set the value of the"
+          " Param, as in param[...] = value, not another Param."
+        )
+    return slots
 
 
 def reparameterize(
@@ -81,7 +170,8 @@ def reparameterize(
   :func:`rewa_jax.adamw` know latents by it.
 
   Args:
-    model: the model; it is left as it is.
+    model: the model; it is left as it is. Whoever goes on to train it in the
+      place of what is returned trains it dense, without a word.
     method: what the latents are, :class:`rewa_jax.Rewa` or another. It is
       static: its hyperparameters are Python numbers. Its mask is asked about
       ``nnx.to_pure_dict(nnx.state(model, nnx.Param))``.
@@ -92,8 +182,8 @@ def reparameterize(
     A :class:`Reparameterized`, whose ``weights()`` is the bare model again.
 
   Raises:
-    ValueError: if the mask or latents do not fit the Params, or the mask
-      selects nothing by name.
+    ValueError: if the mask or latents do not fit the Params, the mask selects
+      nothing by name, or there are no Params yet.
     TypeError: if a selected Param is not floating point.
 
   Examples:
@@ -114,8 +204,11 @@ def reparameterize(
   References:
     Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 1
   """
+  model = _copied(model)
   state = nnx.state(model, nnx.Param)
   weights = nnx.to_pure_dict(state)
+  if not weights:
+    raise ValueError("model has no Params. Is it yet to be initialized?")
   selected = method.map_weights(lambda *_: True, weights, lambda _: False)
   if latents is None:
     latents = method.to_latents(weights)
@@ -133,20 +226,35 @@ def reparameterize(
     )
     for path in chosen
   }
-  plain = {path: None if path in chosen else nodes[path] for path in nodes}
-  return Reparameterized(
-    _copied(_fill_params(plain, model)),
-    traverse_util.unflatten_dict(boxed),
-    method,
-  )
+  level = _level(node for _, node in nnx.iter_graph(model))
+  for path, param in params.items():
+    if path in chosen:
+      param.set_metadata(NNX_LATENTS, (level, path))
+    param.set_value(None if path in chosen else _copy(nodes[path]))
+  return Reparameterized(model, traverse_util.unflatten_dict(boxed), method)
 
 
-def _fill_params(values: dict[tuple[Any, ...], Any], model: Model) -> Model:
-  """Returns model with other values at paths; it shares other Variables."""
-  return nnx.map(
-    lambda path, leaf: leaf.replace(values[path]) if path in values else leaf,
-    model,
-  )
+def _marked(model: nnx.Module) -> dict[Path, nnx.Variable]:
+  """Returns the Params that have latents by the paths of these."""
+  nodes = [node for _, node in nnx.iter_graph(model)]
+  level = _level(nodes)
+  return {
+    node.get_metadata(NNX_LATENTS)[1]: node
+    for node in nodes
+    if isinstance(node, nnx.Variable)
+    and node.get_metadata(NNX_LATENTS, (None,))[0] == level
+  }
+
+
+def _level(nodes: Iterable[Any]) -> int:
+  """Returns what tells the marks of a module from those of modules in it."""
+  return sum(isinstance(node, Reparameterized) for node in nodes)
+
+
+def _fill(slots: dict[Path, nnx.Variable], values: dict[Path, Any]) -> None:
+  for path, value in values.items():
+    # set_value refuses within a transform that closes over the model.
+    object.__setattr__(slots[path], "_raw_value", value)
 
 
 def _latent(param: Any, maker: Method, value: jax.Array) -> Any:
@@ -157,11 +265,15 @@ def _latent(param: Any, maker: Method, value: jax.Array) -> Any:
   return Latent(value.copy(), method=maker)
 
 
-def _nodes(latents: Any) -> dict[tuple[Any, ...], Any]:
+def _nodes(latents: Any) -> dict[Path, Any]:
   """Returns what stands for one Param each, by its path."""
   return traverse_util.flatten_dict(
     latents, is_leaf=lambda path, node: is_parts(node)
   )
+
+
+def _name(path: Path) -> str:
+  return "/".join(map(str, path))
 
 
 def _copied(model: Model) -> Model:

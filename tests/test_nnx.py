@@ -1,3 +1,7 @@
+import threading
+
+import flax.errors
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,14 +78,6 @@ def test_the_given_model_is_left_as_it_is():
   assert not bare.norm.mean[...].any() and model.model.norm.mean[...].any()
 
 
-def test_statistics_and_dropout_streams_propagate():
-  bare, model = setup()
-  for _ in range(3):
-    assert_close(model(INPUTS), bare(INPUTS))
-  assert_close(model.model.norm.var[...], bare.norm.var[...])
-  assert model.model.dropout.rngs.count[...] == bare.dropout.rngs.count[...] > 1
-
-
 def train(model, steps=20):
   optimizer = nnx.Optimizer(
     model,
@@ -107,12 +103,361 @@ def test_training_with_nnx_optimizer_and_nnx_jit():
   assert model.model.norm.mean[...].any()
 
 
+class Sows(nnx.Module):
+  """Has a loss of its own, as a mixture of experts has."""
+
+  def __init__(self, rngs):
+    self.hidden = nnx.Linear(5, 3, rngs=rngs)
+
+  def __call__(self, x):
+    return self.encode(x)
+
+  def encode(self, x):
+    x = self.hidden(x)
+    self.sow(nnx.Intermediate, "balance", jnp.mean(x**2))
+    return x
+
+
+class Perturbs(Sows):
+  def __call__(self, x):
+    return self.perturb("change", self.hidden(x))
+
+
+class Reassigns(Sows):
+  """Adds an attribute, and puts another Variable in the place of one."""
+
+  def __init__(self, rngs):
+    super().__init__(rngs)
+    self.carry = nnx.Variable(jnp.zeros(3))
+
+  def __call__(self, x):
+    x = self.hidden(x) + self.carry
+    self.carry, self.last = nnx.Variable(x.mean(0)), nnx.Intermediate(x)
+    return x
+
+
+class Flags(Sows):
+  """Has methods that set Python values, one of them by a name of NNX."""
+
+  def __init__(self, rngs):
+    super().__init__(rngs)
+    self.scale, self.train = 1.0, True
+
+  def eval(self):
+    self.train = False
+
+  def set_scale(self, scale):
+    self.scale = scale
+    return self
+
+  def __call__(self, x):
+    return self.scale * self.hidden(x) + self.train
+
+
+class Statistics(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.BatchNorm(use_running_average=False)(nn.Dense(3)(x))
+
+
+def call_twice(model, x):
+  return model(x), model(2 * x)
+
+
+def decode(model, x):
+  model.init_cache((1, 2, 5))
+  return model(x[None, :1]), model(x[None, 1:2])
+
+
+def set_flags(model, x):
+  model.eval()
+  before = model(x)
+  model.train = not model.train
+  return before, model.set_scale(2.0)(x), model.scale
+
+
+def set_attributes(model, x):
+  model.set_attributes(nnx.Dropout, rate=0.25)
+  model.train()
+  return model(x), model.encode(x)
+
+
+def update_statistics(model, x):
+  return model(x, mutable=["batch_stats"])
+
+
+def make_bridge(rngs):
+  return nnx.bridge.ToNNX(Statistics(), rngs=rngs).lazy_init(INPUTS)
+
+
+def make_attention(rngs):
+  return nnx.MultiHeadAttention(1, 5, 4, decode=True, rngs=rngs)
+
+
+KEEPING = {
+  "sown values": (Sows, call_twice),
+  "perturbations": (Perturbs, call_twice),
+  "reassigned Variables": (Reassigns, call_twice),
+  "statistics and random streams": (Network, call_twice),
+  "attributes of submodules": (Network, set_attributes),
+  "Python values": (Flags, set_flags),
+  "a cache": (make_attention, decode),
+  "statistics of linen": (make_bridge, update_statistics),
+  "a recurrent network": (
+    lambda rngs: nnx.RNN(nnx.LSTMCell(5, 2, rngs=rngs), rngs=rngs),
+    call_twice,
+  ),
+}
+
+
+def plainly(fn):
+  return fn
+
+
+def differentiated(fn):
+  def with_loss(model, x):
+    outputs = fn(model, x)
+    return sum(map(jnp.sum, jax.tree.leaves(outputs))), outputs
+
+  def call(model, x):
+    (_, outputs), _ = nnx.value_and_grad(with_loss, has_aux=True)(model, x)
+    return outputs
+
+  return call
+
+
+@pytest.mark.filterwarnings("ignore:(?s).*nnx.capture:DeprecationWarning")
+@pytest.mark.parametrize(
+  "method, through",
+  [
+    (rewa_jax.Rewa(k=1), plainly),
+    (rewa_jax.Rewa(k=1), lambda fn: nnx.jit(differentiated(fn))),
+    (baselines.spred(), differentiated),
+  ],
+  ids=["plainly", "jit-grad", "spred-grad"],
+)
+@pytest.mark.parametrize("what", KEEPING)
+def test_what_a_bare_model_keeps_the_wrapped_one_keeps(what, method, through):
+  make, fn = KEEPING[what]
+  bare = make(nnx.Rngs(0))
+  model = rewa_jax.nnx.reparameterize(bare, method)
+  assert_close(through(fn)(model, INPUTS), through(fn)(bare, INPUTS))
+  split = [nnx.split(m, nnx.RngKey, ...) for m in (model.weights(), bare)]
+  (graphdef, _, state), (wanted_graphdef, _, wanted_state) = split
+  assert graphdef == wanted_graphdef
+  assert_close(nnx.to_pure_dict(state), nnx.to_pure_dict(wanted_state))
+
+
+def test_a_recurrent_network_of_wrapped_cells():
+  cell = nnx.LSTMCell(5, 2, rngs=nnx.Rngs(0))
+  wrapped = rewa_jax.nnx.reparameterize(cell, REWA)
+  assert wrapped.num_feature_axes == 1
+  inputs = INPUTS[None]
+
+  def loss(network):
+    return network(inputs).sum()
+
+  networks = [nnx.RNN(cell, rngs=nnx.Rngs(1)) for cell in (wrapped, cell)]
+  assert_close(networks[0](inputs), networks[1](inputs))
+  grads, wanted = map(nnx.grad(loss), networks)
+  assert_close(
+    nnx.to_pure_dict(grads)["cell"]["rewa_latents"]["hf"]["kernel"],
+    nnx.to_pure_dict(wanted)["cell"]["hf"]["kernel"],
+  )
+
+
+class Parts(nnx.Module):
+  """Has what a model may hand out."""
+
+  factor = 2
+
+  def __init__(self, rngs):
+    self.first = nnx.Linear(5, 5, rngs=rngs)
+    self.last = nnx.Linear(5, 5, rngs=rngs)
+    self.norm = nnx.LayerNorm(5, rngs=rngs)
+    self.activation = nnx.relu
+
+  @property
+  def norm_of_kernel(self):
+    return jnp.sum(self.first.kernel**2)
+
+  @property
+  def encoder(self):
+    return self.first
+
+  def part(self, name):
+    return getattr(self, name)
+
+  @nnx.jit
+  def jitted(self, x):
+    return self.last(self.first(x))
+
+  def __call__(self, x, inside=lambda: None):
+    x = self.first(x)
+    inside()
+    return self.last(x)
+
+  def swap(self):
+    self.first, self.last = self.last, self.first
+
+  def clip(self):
+    self.first.kernel[...] = jnp.clip(self.first.kernel, -0.1, 0.1)
+
+  def replace(self):
+    self.last.kernel = nnx.Param(self.last.kernel[...])
+
+
+def setup_parts(method=REWA):
+  bare = Parts(nnx.Rngs(0))
+  return bare, rewa_jax.nnx.reparameterize(bare, method)
+
+
+def test_attributes_are_those_of_the_model():
+  bare, model = setup_parts()
+  assert_close(model.norm_of_kernel, bare.norm_of_kernel)
+  assert model.factor == 2 and model.activation is nnx.relu
+  assert model.norm is model.model.norm and model.part("norm") is model.norm
+  model.activation = model.note = nnx.tanh
+  assert model.model.activation is model.model.note is nnx.tanh
+  assert not hasattr(model, "other") and not hasattr(model, "_private")
+
+
+@pytest.mark.parametrize(
+  "take",
+  [
+    lambda model: model.first,
+    lambda model: model.encoder,
+    lambda model: model.part("first"),
+  ],
+)
+def test_params_that_are_empty_outside_of_calls_are_not_handed_out(take):
+  _, model = setup_parts()
+  with pytest.raises(AttributeError, match=r"holds the Param .* weights\(\)"):
+    take(model)
+
+
+def test_sown_values_of_a_method_are_captured():
+  bare = Sows(nnx.Rngs(0))
+  model = rewa_jax.nnx.reparameterize(bare, REWA)
+  for captured, wanted in zip(
+    nnx.capture(model.encode, nnx.Intermediate)(INPUTS),
+    nnx.capture(bare.encode, nnx.Intermediate)(INPUTS),
+  ):
+    assert_close(jax.tree.leaves(captured), jax.tree.leaves(wanted))
+
+
+@pytest.mark.parametrize("through", [plainly, nnx.jit])
+@pytest.mark.parametrize("method", [rewa_jax.Rewa(k=9), baselines.spred()])
+def test_weights_that_a_call_assigns_become_latents(method, through):
+  bare, model = setup_parts(method)
+  bare.clip()
+  through(lambda model: model.clip())(model)
+  assert_close(model.weights().first.kernel[...], bare.first.kernel[...])
+
+
+def test_a_transform_within_a_call_leaves_latents_as_they_are():
+  bare, model = setup_parts()
+  assert_close(model.jitted(INPUTS), bare.jitted(INPUTS))
+  kernel = model.rewa_latents["first"]["kernel"]
+  kernel[...] = before = 1e-20 * kernel  # Too small for weights to tell.
+  model.jitted(INPUTS)
+  assert jnp.array_equal(kernel[...], before)
+
+
+def test_params_may_move_within_the_model():
+  bare, model = setup_parts()
+  bare.swap(), model.swap()
+  assert_close(model(INPUTS), bare(INPUTS))
+
+
+def test_another_param_in_the_place_of_one_with_latents_is_refused():
+  _, model = setup_parts()
+  with pytest.raises(ValueError, match="began as last/kernel is no longer in"):
+    model.replace()
+
+
+def test_an_error_within_a_call_leaves_the_model_as_it_was():
+  bare, model = setup_parts()
+  with pytest.raises(ZeroDivisionError):
+    model(INPUTS, lambda: 1 / 0)
+  assert model.model.last.kernel.get_value() is None
+  assert_close(model(INPUTS), bare(INPUTS))
+
+
+def test_a_call_within_a_call():
+  bare, model = setup_parts()
+  outputs = []
+  assert_close(
+    model(INPUTS, lambda: outputs.append(model(INPUTS))), bare(INPUTS)
+  )
+  assert_close(outputs, [bare(INPUTS)])
+
+
+def test_threads_take_turns():
+  bare, model = setup_parts()
+  outputs, entered, left = [], threading.Event(), threading.Event()
+
+  def enter():
+    entered.set()
+    left.wait(10)
+
+  other = threading.Thread(
+    target=lambda: outputs.append(model(INPUTS, inside=enter))
+  )
+
+  def while_another_tries():
+    other.start()
+    entered.wait(0.2)  # It cannot, so this is how long it tries.
+
+  outputs.append(model(INPUTS, inside=while_another_tries))
+  left.set()
+  other.join()
+  assert_close(outputs, [bare(INPUTS)] * 2)
+
+
+def test_what_cannot_be_kept_is_an_error():
+  model = rewa_jax.nnx.reparameterize(Flags(nnx.Rngs(0)), REWA)
+  with pytest.raises(flax.errors.TraceContextError):
+    jax.jit(lambda: model.set_scale(2.0) and 0)()
+  assert model.scale == 1.0
+
+
+def test_vmap_over_models_and_eval_shape():
+  keys = jax.random.split(jax.random.key(0), 2)
+
+  def make(wrap):
+    return nnx.vmap(lambda key: wrap(Reassigns(nnx.Rngs(key))))(keys)
+
+  def call(model):
+    return nnx.vmap(call_twice, in_axes=(0, None))(model, INPUTS)
+
+  bare = make(plainly)
+  model = make(lambda bare: rewa_jax.nnx.reparameterize(bare, REWA))
+  assert_close(call(model), call(bare))
+  assert_close(model.last[...], bare.last[...])
+  shape, _ = nnx.eval_shape(call, model)
+  assert shape.shape == (2, 6, 3)
+
+
+def test_two_methods_on_one_model():
+  bare = Network(nnx.Rngs(0))
+  bare.eval()
+  once = rewa_jax.nnx.reparameterize(bare, REWA)
+  mask = {"model": True, "rewa_latents": False}
+  twice = rewa_jax.nnx.reparameterize(once, rewa_jax.Rewa(k=5, mask=mask))
+  for model in (once, twice, twice.weights(), twice.weights().weights()):
+    assert_close(model(INPUTS), bare(INPUTS))
+    assert_close(model.encode(INPUTS), bare.encode(INPUTS))
+
+
 def test_split_and_merge():
   _, model = setup()
   train(model, 2)
   merged = nnx.merge(*nnx.split(model))
   model.eval(), merged.eval()
   assert jnp.array_equal(merged(INPUTS), model(INPUTS))
+  as_pytree = jax.jit(lambda model, x: model(x))
+  assert_close(as_pytree(model, INPUTS), model(INPUTS))
 
 
 def test_weights_give_the_bare_model_again():
@@ -223,8 +568,8 @@ def test_bad_input_is_refused():
   with pytest.raises(ValueError, match="The leaves are bias, scale"):
     norm = nnx.LayerNorm(3, rngs=nnx.Rngs(0))
     rewa_jax.nnx.reparameterize(norm, REWA)
-  with pytest.raises(AttributeError, match=r"under \.model"):
-    _ = setup()[1].hidden
+  with pytest.raises(ValueError, match="model has no Params"):
+    rewa_jax.nnx.reparameterize(nnx.bridge.ToNNX(Statistics()), REWA)
 
 
 def test_a_donated_model_takes_no_other_with_it():
