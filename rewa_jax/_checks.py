@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+# Signatures quote these names: help() would spell out every type behind them.
+Scalar = jax.typing.ArrayLike
 Gradient = Literal["weight", "latent"]
 
 
@@ -69,10 +71,15 @@ def check_floating(path: str, leaf: Any) -> None:
     dtype = jnp.result_type(leaf)
   except TypeError:
     dtype = type(leaf).__name__
-  if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
+  if (
+    isinstance(dtype, str)
+    or not jnp.issubdtype(dtype, jnp.floating)
+    or jnp.finfo(dtype).bits < 16
+  ):
     raise TypeError(
-      f"{path} is of type {dtype}, but only real floating-point arrays have"
-      " latents. If it is a leaf of params, pass a mask that is False there."
+      f"{path} is of type {dtype}, but only real floating-point arrays of 16"
+      " bits or more have latents. If it is a leaf of params, pass a mask that"
+      " is False there."
     )
 
 

@@ -1,14 +1,18 @@
 """The drop-in: latents in the optimizer's state, params stay weights."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
+from jax.core import Tracer
 
 from rewa_jax._method import Method, is_node
 from rewa_jax._power import wide_dtype
+from rewa_jax._transformations import ScaleByMethodState
 from rewa_jax._trees import (
   box_like,
   check_params,
@@ -26,11 +30,13 @@ class ReparameterizeState(NamedTuple):
 
   Attributes:
     latents: the latents of the selected leaves, ``optax.MaskedNode`` elsewhere.
+    weights: what the last updates led params to, in the same places.
     inner_state: the state of the inner optimizer.
     method: the method of the last update, its numbers as arrays.
   """
 
   latents: optax.Params
+  weights: optax.Params
   inner_state: optax.OptState
   method: Method
 
@@ -46,21 +52,31 @@ def reparameterize(
   :func:`scale_by_method`, so that ``optax.adamw`` decays latents. The updates
   lead from the current params to the weights of the new latents.
 
+  Latents are float32 (float64 where params are), and the truth while params
+  are what the updates led them to: the state keeps a copy of those weights.
+  Entries that are not, moved by a wrapper, a later part of a chain or the user,
+  get latents anew. So it trains inside any wrapper of optax.
+
   Args:
     inner: the optimizer to run on latents, learning rate and decay included.
       Leaves that the method does not select are as they are for it, and its
       decay reaches them unless it has a mask, such as ``method.decaying``.
+      Without enough decay training stays dense in silence:
+      :func:`measure_decay_budget` says how much there is.
     method: what the latents are, :class:`Rewa` or another.
 
   Returns:
-    A :class:`optax.GradientTransformationExtraArgs` on weights. Latents are
-    float32 (float64 where params are) and the truth: what ``update`` gets as
-    params only says where the updates start. If params change from outside,
-    call :func:`adopt_weights`.
+    A :class:`optax.GradientTransformationExtraArgs` on weights. Extra arguments
+    of ``update`` are passed on, but inner must not call functions among them,
+    which are of weights: a line search follows the drop-in in a chain. A rule
+    that sets the value of the loss against gradients, such as
+    ``optax.polyak_sgd``, gets the scaled ones.
 
   Raises:
     ValueError: if the method's mask does not fit params or selects nothing by
-      name, or params, updates and state do not belong together.
+      name, inner scales gradients by a method itself, as :func:`sgd` does, or
+      calls a function of weights, or params, updates and state do not belong
+      together.
     TypeError: if a selected leaf is not floating point.
 
   Examples:
@@ -100,41 +116,60 @@ def reparameterize(
       params,
       otherwise=lambda x: optax.MaskedNode(),
     )
+    # Copies, so that params and state can both be donated.
+    weights = jax.tree.map(
+      lambda y, x: y if _is_plain(y) else jax.tree.map(jnp.copy, x),
+      latents,
+      params,
+      is_leaf=_is_leaf,
+    )
     inner_state = inner.init(_fill(latents, params))
-    return ReparameterizeState(latents, inner_state, _numbers_of(method))
+    _check_scales_once(inner_state)
+    return ReparameterizeState(
+      latents, weights, inner_state, _numbers_of(method)
+    )
 
   def update_fn(updates: Any, state: Any, params: Any = None, **extra_args):
     check_params(params)
     paths = [path for path, _ in with_paths(state.latents, is_leaf=_is_leaf)]
     nodes, treedef = jax.tree.flatten(state.latents, is_leaf=_is_leaf)
     ours = ("the latents in the state", state.latents, _is_leaf)
-    weights = flatten_up_to("params", params, *ours)
+    boxes = flatten_up_to("params", params, *ours)
     grads = flatten_up_to("updates", updates, *ours)
-    moves = [
-      not _is_plain(node) and g is not None for node, g in zip(nodes, grads)
-    ]
+    weights = treedef.flatten_up_to(state.weights)
+    chosen = [i for i, node in enumerate(nodes) if not _is_plain(node)]
+    moving = [i for i in chosen if grads[i] is not None]
 
-    for i, path in enumerate(paths):
-      if moves[i]:
-        grads[i] = _pull_back(method, path, nodes[i], grads[i], weights[i])
-    latents = _fill(state.latents, params)
+    leaves = {}
+    for i in chosen:
+      x, led_to = unbox(boxes[i]), unbox(weights[i])
+      check_shape("params", paths[i], x, ours[0], led_to)
+      leaves[i] = paths[i], jnp.asarray(x), led_to
+    adopted = _adopt(method, leaves, {i: nodes[i] for i in chosen})
+    nodes = [adopted.get(i, node) for i, node in enumerate(nodes)]
+    for i in moving:
+      grads[i] = _pull_back(method, paths[i], nodes[i], grads[i])
     steps, inner_state = inner.update(
-      treedef.unflatten(grads), state.inner_state, latents, **extra_args
+      treedef.unflatten(grads),
+      state.inner_state,
+      _fill(treedef.unflatten(nodes), params),
+      **{name: _not_of_latents(name, arg) for name, arg in extra_args.items()},
     )
 
     steps = treedef.flatten_up_to(steps)
-    for i, box in enumerate(weights):
-      if moves[i]:
-        nodes[i] = jax.tree.map(
-          lambda y, u: (y + u).astype(y.dtype), nodes[i], steps[i]
-        )
-        x, new = (
-          jnp.asarray(unbox(box)),
-          method.join(*jax.tree.leaves(nodes[i])),
-        )
-        steps[i] = box_like(box, new.astype(x.dtype) - x)
+    for i in moving:
+      _, x, led_to = leaves[i]
+      nodes[i] = jax.tree.map(
+        lambda y, u: (y + u).astype(y.dtype), nodes[i], steps[i]
+      )
+      step = _difference(method.join(*jax.tree.leaves(nodes[i])), x)
+      steps[i] = box_like(boxes[i], step)
+      weights[i] = box_like(weights[i], (x + step).astype(led_to.dtype))
     new_state: Any = ReparameterizeState(
-      treedef.unflatten(nodes), inner_state, _numbers_of(method)
+      treedef.unflatten(nodes),
+      treedef.unflatten(weights),
+      inner_state,
+      _numbers_of(method),
     )
     return treedef.unflatten(steps), new_state
 
@@ -144,11 +179,11 @@ def reparameterize(
 def adopt_weights(
   opt_state: optax.OptState, params: optax.Params
 ) -> optax.OptState:
-  """Makes a drop-in optimizer continue from weights changed from outside.
+  """Makes latents of weights changed from outside, in a drop-in's state.
 
-  Without it, the next update would lead back to the weights of the latents in
-  the state. Momentum and moments stay as they are, so pruned weights may move
-  again; multiplying updates by the masks of :func:`prune` keeps them zero.
+  The next update would do so by itself where weights differ. Momentum and
+  moments stay as they are, so pruned weights may move again: a
+  :func:`keep_zeros` in the chain keeps them zero.
 
   Args:
     opt_state: a state that holds one or more of :func:`reparameterize`, at any
@@ -194,38 +229,106 @@ def adopt_weights(
   def adopt(node: Any) -> Any:
     if not _is_ours(node):
       return node
+    method = jax.tree.map(unbox, node.method, is_leaf=is_node)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(
       node.latents, is_leaf=_is_leaf
     )
+    xs, ys = treedef.flatten_up_to(node.weights), [y for _, y in leaves]
+    for i, (path, y) in enumerate(leaves):
+      if not _is_plain(y):
+        x = weight_at(path, xs[i])
+        new = jax.tree.leaves(_latents_of(method, path_name(path), x))
+        xs[i] = box_like(xs[i], jnp.array(x, unbox(xs[i]).dtype))
+        ys[i] = jax.tree.unflatten(jax.tree.structure(y), new)
     return node._replace(
-      latents=treedef.unflatten(
-        leaf if _is_plain(leaf) else adopt_leaf(node.method, path, leaf)
-        for path, leaf in leaves
-      )
+      latents=treedef.unflatten(ys), weights=treedef.unflatten(xs)
     )
 
-  def adopt_leaf(method: Any, path, old):
-    method = jax.tree.map(unbox, method, is_leaf=is_node)
+  def weight_at(path, old):
     name, x = path_name(path), weights.get(leaf_path(path))
     if x is None:
       raise ValueError(
         f"params have no leaf {name}, of which opt_state has latents. Their"
         f" leaves are {', '.join(map('/'.join, weights))}."
       )
-    old_x = jax.eval_shape(method.join, *jax.tree.leaves(old))
-    check_shape("params", name, x, "the latents in opt_state", old_x)
-    new = jax.tree.leaves(_latents_of(method, name, x))
-    return jax.tree.unflatten(jax.tree.structure(old), new)
+    check_shape("params", name, x, "the latents in opt_state", unbox(old))
+    return x
 
   return jax.tree.map(adopt, opt_state, is_leaf=_is_ours)
 
 
-def _pull_back(method, path, node, gradient, weight):
+def _adopt(method, leaves, nodes):
+  """Returns nodes, latents anew where weights are not what updates led to."""
+
+  def adopt(nodes):
+    return {i: adopt_leaf(leaves[i], node) for i, node in nodes.items()}
+
+  def adopt_leaf(leaf, node):
+    path, x, led_to = leaf
+    values, treedef = jax.tree.flatten(node)
+    changed, x = x != led_to, x.astype(wide_dtype(x))
+    if any(jnp.shape(y) != x.shape for y in values):
+      # Weights share latents: the others go along, with all their digits.
+      x, changed = jnp.where(changed, x, method.join(*values)), changed.any()
+    new = method.split(path, x)
+    return treedef.unflatten(
+      jnp.where(changed, a, y).astype(y.dtype) for a, y in zip(new, values)
+    )
+
+  changes = [jnp.any(x != led_to) for _, x, led_to in leaves.values()]
+  any_change = functools.reduce(jnp.logical_or, changes, False)
+  # A root costs more than all the rest, and a cond without jit even more.
+  if isinstance(any_change, Tracer):
+    return lax.cond(any_change, adopt, lambda nodes: nodes, nodes)
+  return adopt(nodes) if any_change else nodes
+
+
+def _difference(new, x):
+  """Returns new - x, both in the dtype of x, which it is rounded to."""
+  wide = wide_dtype(x)
+  difference = new.astype(x.dtype).astype(wide) - x.astype(wide)
+  # Not by astype alone: XLA may keep more digits in one use than in another.
+  bits = jnp.finfo(wide).nexp, jnp.finfo(x.dtype).nmant
+  return lax.reduce_precision(difference, *bits).astype(x.dtype)
+
+
+def _not_of_latents(name: str, arg: Any) -> Any:
+  """Returns an extra argument that says so if inner calls it with latents."""
+  if not callable(arg):
+    return arg
+
+  @functools.wraps(arg)
+  def refuse(*args, **kwargs):
+    del args, kwargs
+    raise ValueError(
+      f"The optimizer inside rewa_jax.reparameterize calls {name}, a function"
+      " of weights, but its params are latents. Put a line search behind:"
+      " optax.chain(rewa_jax.reparameterize(optimizer, method), line_search)."
+      " Any optimizer trains method.to_latents(params) by itself, with"
+      " method.to_weights in the loss."
+    )
+
+  return refuse
+
+
+def _check_scales_once(inner_state: Any) -> None:
+  def scales(node):
+    return isinstance(node, ScaleByMethodState)
+
+  if any(map(scales, jax.tree.leaves(inner_state, is_leaf=scales))):
+    raise ValueError(
+      "The optimizer inside rewa_jax.reparameterize scales gradients by a"
+      " method, as rewa_jax.sgd, adamw and scale_by_rewa do, and they are"
+      " scaled already. Pass one of optax, such as optax.adamw(learning_rate,"
+      " weight_decay=0.1, mask=method.decaying)."
+    )
+
+
+def _pull_back(method, path, node, gradient):
   """Returns gradients of latents, as the inner optimizer gets them."""
   values, treedef = jax.tree.flatten(node)
   x, pull = jax.vjp(method.join, *values)
-  gradient, weight = unbox(gradient), unbox(weight)
-  check_shape("params", path, weight, "the latents in the state", x)
+  gradient = unbox(gradient)
   check_shape("updates", path, gradient, "params", x)
   grads = pull(jnp.asarray(gradient).astype(x.dtype))
   return treedef.unflatten(
@@ -242,7 +345,8 @@ def _latents_of(method, path, weight):
 
 
 def _numbers_of(method: Method) -> Method:
-  return jax.tree.map(jnp.asarray, dataclasses.replace(method, mask=None))
+  # Copies, so that donating the state leaves the numbers of the method alone.
+  return jax.tree.map(jnp.array, dataclasses.replace(method, mask=None))
 
 
 def _fill(latents, params):

@@ -66,7 +66,7 @@ class Method:
     [ 4. -1.]
   """
 
-  mask: Mask | None = dataclasses.field(
+  mask: "Mask | None" = dataclasses.field(
     default=kernels, hash=False, repr=False, metadata=STATIC
   )
 
@@ -85,7 +85,10 @@ class Method:
     return (True,)
 
   def split(self, path: str, x: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns what to store for one array of weights at a path."""
+    """Returns what to store for one array of weights at a path.
+
+    Arrays that all have the shape of x must go with it entry by entry.
+    """
     raise NotImplementedError
 
   def join(self, *values: jax.Array) -> jax.Array:
@@ -136,11 +139,7 @@ class Method:
         arrays for one, or shapes that do not go together.
       TypeError: if a selected leaf is not floating point.
     """
-    nodes, treedef = jax.tree.flatten(latents, is_leaf=is_node)
-    return treedef.unflatten(
-      self.weights_of(node) if is_selected else node
-      for is_selected, node in zip(self._selected(latents), nodes)
-    )
+    return self.map_latents(lambda _, node: self.weights_of(node), latents)
 
   def decaying(self, latents: Any) -> Any:
     """Says what weight decay reaches: a mask for optimizers of latents.
@@ -161,12 +160,14 @@ class Method:
       >>> adamw = optax.adamw(1e-3, weight_decay=0.2, mask=rewa.decaying)
       >>> solver = rewa_jax.reparameterize(adamw, rewa)
     """
-    nodes, treedef = jax.tree.flatten(latents, is_leaf=is_node)
-    return treedef.unflatten(
-      jax.tree.unflatten(
-        jax.tree.structure(node), self.decays if is_selected else (False,)
-      )
-      for is_selected, node in zip(self._selected(latents), nodes)
+
+    def decays(node, values):
+      return jax.tree.unflatten(jax.tree.structure(node), values)
+
+    return self.map_latents(
+      lambda _, node: decays(node, self.decays),
+      latents,
+      otherwise=lambda node: decays(node, (False,)),
     )
 
   def map_weights(self, fn, params: Any, otherwise=lambda leaf: leaf) -> Any:
@@ -177,6 +178,16 @@ class Method:
     return treedef.unflatten(
       fn(path_name(path), leaf) if is_selected else otherwise(leaf)
       for is_selected, (path, leaf) in zip(selected(self.mask, params), leaves)
+    )
+
+  def map_latents(self, fn, latents: Any, otherwise=lambda node: node) -> Any:
+    """Replaces the latents of one array by fn(path, node), with their boxes."""
+    nodes, treedef = jax.tree_util.tree_flatten_with_path(
+      latents, is_leaf=is_node
+    )
+    return treedef.unflatten(
+      fn(path_name(path), node) if is_selected else otherwise(node)
+      for is_selected, (path, node) in zip(self._selected(latents), nodes)
     )
 
   def latents_of(self, path: str, weight: Any) -> Any:
@@ -262,7 +273,8 @@ def weights_and_mask(
         f"mask and method both say which leaves have latents, mask {mask} and"
         f" method {method}. Leave mask out."
       )
-    return method.to_weights(params), method.mask
+    mask = method.map_latents(lambda *_: True, params, lambda _: False)
+    return method.to_weights(params), mask
   leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_node)
   for path, node in leaves:
     maker = isinstance(node, nnx.Variable) and node.get_metadata().get("method")

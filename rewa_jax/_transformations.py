@@ -1,12 +1,17 @@
 """Optimizers of latents, as optax transformations."""
 
-import jax
+from typing import NamedTuple
+
 import optax
 
-from rewa_jax._checks import Gradient, check_number
+from rewa_jax._checks import Gradient, Scalar, check_number
 from rewa_jax._masks import Mask, kernels, transform_selected
 from rewa_jax._method import Method
 from rewa_jax._rewa import Rewa
+
+
+class ScaleByMethodState(NamedTuple):
+  """State of :func:`scale_by_method`: its type tells it from others."""
 
 
 def scale_by_method(
@@ -43,18 +48,24 @@ def scale_by_method(
     >>> print(updates["w"], updates["b"])
     [2. 0.] [1.]
   """
-  return transform_selected(
+  scale = transform_selected(
     lambda path, g, y: method.scale(g, y), method.decaying
   )
 
+  def init_fn(params):
+    scale.init(params)
+    return ScaleByMethodState()
+
+  return optax.GradientTransformationExtraArgs(init_fn, scale.update)
+
 
 def scale_by_rewa(
-  k: jax.typing.ArrayLike,
-  m: jax.typing.ArrayLike = 0.0,
-  eps: jax.typing.ArrayLike = 0.0,
+  k: "Scalar",
+  m: "Scalar" = 0.0,
+  eps: "Scalar" = 0.0,
   *,
-  mask: Mask | None = None,
-  gradient: Gradient = "weight",
+  mask: "Mask | None" = None,
+  gradient: "Gradient" = "weight",
 ) -> optax.GradientTransformationExtraArgs:
   r"""Scales gradients by ReWA's adaptive step.
 
@@ -111,11 +122,11 @@ def scale_by_rewa(
 
 
 def sgd(
-  learning_rate: optax.ScalarOrSchedule,
+  learning_rate: "optax.ScalarOrSchedule",
   method: Method,
   *,
-  weight_decay: optax.ScalarOrSchedule,
-  momentum: jax.typing.ArrayLike | None = None,
+  weight_decay: "optax.ScalarOrSchedule",
+  momentum: "Scalar | None" = None,
   nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""SGD on the latents of a method.
@@ -181,13 +192,13 @@ def sgd(
 
 
 def adamw(
-  learning_rate: optax.ScalarOrSchedule,
+  learning_rate: "optax.ScalarOrSchedule",
   method: Method,
   *,
-  weight_decay: optax.ScalarOrSchedule,
-  b1: jax.typing.ArrayLike = 0.9,
-  b2: jax.typing.ArrayLike = 0.999,
-  adam_eps: jax.typing.ArrayLike = 1e-8,
+  weight_decay: "optax.ScalarOrSchedule",
+  b1: "Scalar" = 0.9,
+  b2: "Scalar" = 0.999,
+  adam_eps: "Scalar" = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
   r"""AdamW on the latents of a method.
 
@@ -237,16 +248,16 @@ def adamw(
 
 
 def rewa_sgd(
-  learning_rate: optax.ScalarOrSchedule,
-  k: jax.typing.ArrayLike,
-  m: jax.typing.ArrayLike = 0.0,
-  eps: jax.typing.ArrayLike = 0.0,
+  learning_rate: "optax.ScalarOrSchedule",
+  k: "Scalar",
+  m: "Scalar" = 0.0,
+  eps: "Scalar" = 0.0,
   *,
-  weight_decay: optax.ScalarOrSchedule,
-  momentum: jax.typing.ArrayLike | None = None,
+  weight_decay: "optax.ScalarOrSchedule",
+  momentum: "Scalar | None" = None,
   nesterov: bool = False,
-  mask: Mask | None = kernels,
-  gradient: Gradient = "weight",
+  mask: "Mask | None" = kernels,
+  gradient: "Gradient" = "weight",
 ) -> optax.GradientTransformationExtraArgs:
   r"""ReWA with SGD: :func:`sgd` of :class:`Rewa`, for chains and injection.
 
@@ -308,17 +319,17 @@ def rewa_sgd(
 
 
 def rewa_adamw(
-  learning_rate: optax.ScalarOrSchedule,
-  k: jax.typing.ArrayLike,
-  m: jax.typing.ArrayLike = 0.0,
-  eps: jax.typing.ArrayLike = 0.0,
+  learning_rate: "optax.ScalarOrSchedule",
+  k: "Scalar",
+  m: "Scalar" = 0.0,
+  eps: "Scalar" = 0.0,
   *,
-  weight_decay: optax.ScalarOrSchedule,
-  b1: jax.typing.ArrayLike = 0.9,
-  b2: jax.typing.ArrayLike = 0.999,
-  adam_eps: jax.typing.ArrayLike = 1e-8,
-  mask: Mask | None = kernels,
-  gradient: Gradient = "weight",
+  weight_decay: "optax.ScalarOrSchedule",
+  b1: "Scalar" = 0.9,
+  b2: "Scalar" = 0.999,
+  adam_eps: "Scalar" = 1e-8,
+  mask: "Mask | None" = kernels,
+  gradient: "Gradient" = "weight",
 ) -> optax.GradientTransformationExtraArgs:
   r"""ReWA with AdamW: :func:`adamw` of :class:`Rewa`, for chains and injection.
 
@@ -380,9 +391,9 @@ def rewa_adamw(
 
 def _chain(
   rule: optax.GradientTransformation,
-  learning_rate: optax.ScalarOrSchedule,
+  learning_rate: "optax.ScalarOrSchedule",
   method: Method,
-  weight_decay: optax.ScalarOrSchedule,
+  weight_decay: "optax.ScalarOrSchedule",
 ) -> optax.GradientTransformationExtraArgs:
   if not callable(weight_decay):
     check_number("weight_decay", weight_decay, at_least=0)

@@ -266,25 +266,257 @@ def test_injected_hyperparameters():
   )
 
 
-def test_adopted_weights_are_where_training_continues():
-  params, apply = linen_setup()
-  solver = drop_in(rate=1e-4)
-  state = solver.init(params)
-  pruned, masks = rewa_jax.prune(params, sparsity=0.5)
-  adopted = rewa_jax.adopt_weights(state, pruned)
-  grads = jax.grad(lambda p: mean_squared_error(apply(p)))(pruned)
+# Params that something else moved.
 
-  def stepped(state):
-    updates, _ = solver.update(grads, state, pruned)
-    return optax.apply_updates(pruned, updates)
+AIM = {"w": jnp.array([1.0, -0.5, 0.1]), "b": jnp.array([0.3])}
+START = {"w": jnp.array([0.3, 0.4, -2.0]), "b": jnp.array([1.0])}
+BASE = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9))
 
+
+def half_squares(params):
+  return optax.tree.norm(optax.tree.sub(params, AIM), squared=True) / 2
+
+
+def descend(solver, params, steps=20, with_value=False):
+  def step(carry, _):
+    params, state = carry
+    # Of lookahead's pair, gradients are those of the fast one.
+    at = getattr(params, "fast", params)
+    value, grads = jax.value_and_grad(half_squares)(at)
+    more = {"value": value} if with_value else {}
+    updates, state = solver.update(grads, state, params, **more)
+    return (optax.apply_updates(params, updates), state), None
+
+  carry = params, solver.init(params)
+  return jax.lax.scan(step, carry, length=steps)[0][0]
+
+
+def quick_jit(fn):
+  """Compiles soon and runs slowly."""
+  return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def assert_close(ours, others):
   jax.tree.map(
-    lambda x, keep: np.testing.assert_array_equal(x[~keep], 0),
-    stepped(adopted),
-    masks,
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    ours,
+    others,
   )
-  forgotten = rewa_jax.sparsity(stepped(state))
-  assert forgotten.total_nonzero == forgotten.total_size
+
+
+def then(*later):
+  return lambda solver: optax.chain(solver, *later)
+
+
+ADVERSARY = optax.chain(optax.contrib.normalize(), optax.sgd(0.1))
+WRAPPERS = {
+  "scale": then(optax.scale(0.5)),
+  "scale_by_schedule": then(optax.scale_by_schedule(lambda t: 1 / (t + 1))),
+  "ema": then(optax.ema(0.5)),
+  "trace": then(optax.trace(0.5)),
+  "clip": then(optax.clip(0.05)),
+  "add_decayed_weights": then(optax.add_decayed_weights(-0.01)),
+  "apply_every": then(optax.apply_every(3), optax.scale(0.1)),
+  "keep_params_nonnegative": then(optax.keep_params_nonnegative()),
+  "add_noise": then(optax.add_noise(0.1, 0.5, KEY)),
+  "schedule_free": lambda solver: optax.contrib.schedule_free(solver, 0.1),
+  "mechanize": optax.contrib.mechanize,
+  "lookahead": lambda solver: optax.lookahead(solver, 3, 0.5),
+  "sam": lambda solver: optax.contrib.sam(solver, ADVERSARY),
+  "MultiSteps": lambda solver: optax.MultiSteps(solver, 3),
+  "apply_if_finite": lambda solver: optax.apply_if_finite(solver, 3),
+  "masked": lambda solver: optax.masked(solver, {"w": True, "b": False}),
+  "inject_hyperparams": lambda solver: optax.inject_hyperparams(
+    lambda rate: optax.chain(solver, optax.scale(rate))
+  )(0.5),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_at_k_one_it_is_the_bare_optimizer_inside_any_wrapper(name):
+  wrap, start = WRAPPERS[name], START
+  if name == "lookahead":
+    start = optax.LookaheadParams.init_synced(start)
+  drop_in = rewa_jax.reparameterize(BASE, rewa_jax.Rewa(1, mask=None))
+
+  @quick_jit
+  def both(start):
+    return [descend(wrap(solver), start) for solver in (drop_in, BASE)]
+
+  assert_close(*both(start))
+
+
+def test_a_later_part_of_a_chain_scales_the_way_that_weights_go():
+  inner = optax.chain(optax.add_decayed_weights(0.1), optax.scale(-0.1))
+  drop_in = rewa_jax.reparameterize(inner, rewa_jax.Rewa(3, 1, mask=None))
+  params = descend(optax.chain(drop_in, optax.scale(0.5)), START)
+  wanted = {}
+  for name, x in START.items():
+    x, aim = np.float64(x), np.float64(AIM[name])
+    for _ in range(20):
+      y = np.cbrt(x)
+      y = y - 0.1 * (np.abs(y) * (x - aim) + 0.1 * y)
+      x = x + 0.5 * (y**3 - x)
+    wanted[name] = x
+  assert_close(params, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_params_never_drift_from_latents_nor_latents_from_the_truth(dtype):
+  rewa = rewa_jax.Rewa(k=3)
+  sgd = optax.chain(optax.add_decayed_weights(0.1), optax.scale(-0.01))
+  drop_in = rewa_jax.reparameterize(sgd, rewa)
+  # On noise, params are not needed to train latents.
+  alone = rewa_jax.sgd(0.01, rewa, weight_decay=0.1)
+  precision = jnp.finfo(dtype)
+
+  def step(carry, key):
+    params, state, latents, other = carry
+    grads = {"w": jax.random.normal(key, (8,)).astype(dtype)}
+    updates, state = drop_in.update(grads, state, params)
+    after = optax.apply_updates(params, updates)
+    updates, other = alone.update(grads, other, latents)
+    latents = optax.apply_updates(latents, updates)
+    x, exact = params["w"].astype("float32"), rewa.to_weights(latents)["w"]
+    off = jnp.abs(after["w"] - exact)
+    ulp = precision.eps * jnp.maximum(jnp.abs(x), jnp.abs(exact))
+    is_close = off <= 2 * ulp + precision.smallest_subnormal
+    return (after, state, latents, other), (is_close, x * exact < 0)
+
+  @quick_jit
+  def run(params):
+    latents = rewa.to_latents(optax.tree.cast(params, "float32"))
+    carry = params, drop_in.init(params), latents, alone.init(latents)
+    return jax.lax.scan(step, carry, jax.random.split(KEY, 10_000))
+
+  params = {"w": jax.random.normal(KEY, (8,)).astype(dtype)}
+  (_, state, latents, _), (is_close, crossed) = run(params)
+  np.testing.assert_allclose(state.latents["w"], latents["w"], rtol=1e-4)
+  assert is_close.all() and crossed.sum() > 500
+
+
+def test_pruned_weights_are_where_training_continues():
+  solver = rewa_jax.reparameterize(optax.sgd(0.1), REWA)
+  params = {"w": jnp.array([8.0, 1.0, -1.0])}
+  state = solver.init(params)
+  pruned, _ = rewa_jax.prune(params, threshold=2.0)
+  for known in (state, rewa_jax.adopt_weights(state, pruned)):
+    updates, _ = solver.update(params, known, pruned)
+    after = optax.apply_updates(pruned, updates)["w"]
+    # The step at 2 is 0.1 * 2 * 8.
+    np.testing.assert_allclose(after, [0.4**3, 0, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("through", [lambda fn: fn, jax.jit])
+def test_entries_that_nothing_moved_keep_their_latents(through):
+  solver = rewa_jax.reparameterize(optax.scale(0.0), rewa_jax.Rewa(k=9))
+  params = {"w": jnp.array([0.5, 0.5, 0.0], jnp.bfloat16)}
+  # What the params are too coarse for, and what underflows in them.
+  latents = {"w": jnp.array([0.926, 0.926, 1e-6])}
+  state = solver.init(params)._replace(latents=latents)
+  params = {"w": params["w"].at[0].set(-1.0)}
+  _, state = through(solver.update)(params, state, params)
+  np.testing.assert_array_equal(
+    state.latents["w"], jnp.array([-1.0, 0.926, 1e-6])
+  )
+
+
+def test_weights_that_share_latents_keep_their_digits_too():
+  method = baselines.GroupedRewa(3, "output")
+  solver = rewa_jax.reparameterize(optax.scale(0.0), method)
+  params = {"kernel": jnp.array([[3.0, 0.5], [4.0, 0.5]], jnp.bfloat16)}
+  state = solver.init(params)
+  fine = {"kernel": jnp.array([[3.001, 0.501], [4.001, 0.501]])}
+  state = state._replace(latents=method.to_latents(fine))
+  moved = {"kernel": params["kernel"].at[0, 1].set(-2.0)}
+  _, state = jax.jit(solver.update)(moved, state, moved)
+  np.testing.assert_allclose(
+    method.to_weights(state.latents)["kernel"],
+    [[3.001, -2.0], [4.001, 0.501]],
+    rtol=1e-5,
+  )
+
+
+# Optimizers that ask for more than gradients.
+
+LINE_SEARCHES = {
+  "backtracking": lambda: optax.scale_by_backtracking_linesearch(
+    20, store_grad=True
+  ),
+  "zoom": lambda: optax.scale_by_zoom_linesearch(20),
+}
+
+
+@pytest.mark.parametrize(
+  "inner",
+  [optax.chain(optax.sgd(1.0), new()) for new in LINE_SEARCHES.values()]
+  + [optax.lbfgs()],
+)
+def test_a_line_search_inside_is_refused(inner):
+  solver = rewa_jax.reparameterize(inner, rewa_jax.Rewa(3, mask=None))
+  more = {"value": 1.0, "grad": START, "value_fn": half_squares}
+  with pytest.raises(ValueError, match=r"calls value_fn, .* search behind: o"):
+    jax.eval_shape(
+      lambda: solver.update(START, solver.init(START), START, **more)
+    )
+
+
+@pytest.mark.parametrize("search", LINE_SEARCHES)
+def test_a_line_search_may_follow_and_finds_true_slopes(search):
+  value_and_grad = optax.value_and_grad_from_state(half_squares)
+
+  def run(optimizer):
+    solver = optax.chain(optimizer, LINE_SEARCHES[search]())
+
+    def step(carry, _):
+      params, state = carry
+      value, grad = value_and_grad(params, state=state)
+      more = {"value": value, "grad": grad, "value_fn": half_squares}
+      updates, state = solver.update(grad, state, params, **more)
+      return (optax.apply_updates(params, updates), state), value
+
+    return jax.lax.scan(step, (START, solver.init(START)), length=30)
+
+  def drop_in(k):
+    rewa = rewa_jax.Rewa(k, mask=None)
+    return rewa_jax.reparameterize(optax.sgd(1.0), rewa)
+
+  @quick_jit
+  def runs():
+    return run(drop_in(1))[1], run(optax.sgd(1.0))[1], run(drop_in(3))[1]
+
+  at_one, bare, values = runs()
+  assert_close(at_one, bare)
+  assert (np.diff(values) <= 1e-6).all() and values[-1] < 1e-3
+
+
+def test_the_value_of_the_loss_is_passed_on():
+  def drop_in(k):
+    rewa = rewa_jax.Rewa(k, mask=None)
+    return rewa_jax.reparameterize(optax.polyak_sgd(), rewa)
+
+  at_one, bare, at_three = (
+    descend(solver, START, with_value=True)
+    for solver in (drop_in(1), optax.polyak_sgd(), drop_in(3))
+  )
+  assert_close(at_one, bare)
+  assert half_squares(at_three) < 1e-3
+
+
+@pytest.mark.parametrize(
+  "inner",
+  [
+    rewa_jax.sgd(0.1, REWA, weight_decay=0.1),
+    rewa_jax.adamw(0.1, REWA, weight_decay=0.1),
+    optax.inject_hyperparams(rewa_jax.rewa_sgd)(0.1, 3, weight_decay=0.1),
+    optax.chain(rewa_jax.scale_by_rewa(3), optax.sgd(0.1)),
+    optax.masked(rewa_jax.scale_by_rewa(3), {"w": True, "b": False}),
+  ],
+)
+def test_gradients_are_not_scaled_twice(inner):
+  solver = rewa_jax.reparameterize(inner, REWA)
+  with pytest.raises(ValueError, match="scales gradients by a method, as rewa"):
+    solver.init(START)
 
 
 def under(mask):

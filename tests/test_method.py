@@ -209,6 +209,39 @@ def test_layers_may_have_the_names_of_parts():
   assert rewa_jax.sparsity(layers).total_size == 4
 
 
+STRICT = [
+  rewa_jax.Rewa(2.25, 1, 1e-3),
+  rewa_jax.Rewa(3, 1, 1e-3, gradient="latent"),
+  rewa_jax.Rewa(jnp.float32(3), jnp.float32(1)),
+  baselines.spred(),
+  baselines.HadamardDifference(),
+  baselines.PowerPropagation(2),
+  baselines.Gated("output"),
+  baselines.GroupedRewa(3, "output", m=1, eps=1e-3),
+  baselines.SoftThreshold(),
+]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("method", STRICT, ids=repr)
+def test_no_dtype_is_promoted_implicitly(method, dtype):
+  weights = {"kernel": jnp.full((3, 2), 0.5, dtype)}
+
+  def loss(latents):
+    return method.to_weights(latents)["kernel"].sum()
+
+  with jax.numpy_dtype_promotion("strict"):
+    latents = method.to_latents(weights)
+    solver = rewa_jax.sgd(0.1, method, weight_decay=0.1, momentum=0.9)
+    updates, _ = solver.update(
+      jax.grad(loss)(latents), solver.init(latents), latents
+    )
+    drop_in = rewa_jax.reparameterize(optax.sgd(0.1), method)
+    moved, _ = drop_in.update(weights, drop_in.init(weights), weights)
+  assert moved["kernel"].dtype == weights["kernel"].dtype
+  assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+
+
 # How a user writes one.
 
 

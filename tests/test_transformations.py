@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import itertools
 
 import jax
@@ -6,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import reference
 
 import rewa_jax
+from tests import reference
 
 REWA = rewa_jax.Rewa(k=3, m=1)
 _rng = np.random.default_rng(0)
@@ -470,6 +471,14 @@ def test_hyperparameters_out_of_range(numbers, error, message):
 def test_hyperparameters_at_the_edge_of_the_range():
   for k, m in [(1, 0), (4.1, 3.1), (jnp.float32(4.1), jnp.float32(3.1))]:
     rewa_jax.scale_by_rewa(k, m)
+
+
+@pytest.mark.parametrize(
+  "made", [rewa_jax.rewa_sgd, rewa_jax.rewa_adamw, rewa_jax.Rewa, rewa_jax.sgd]
+)
+def test_help_opens_with_a_signature_that_a_person_can_read(made):
+  signature = str(inspect.signature(made)).partition(" -> ")[0]
+  assert "Union[" not in signature and len(signature) < 450
 
 
 def test_a_negative_weight_decay_is_refused():
