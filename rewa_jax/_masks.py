@@ -26,7 +26,8 @@ _KERNEL_NAMES = (
   *("kernel", "weight", "weight_ih", "weight_hh"),
   *("w", "w_i", "w_h"),
 )
-# In the libraries that call a kernel "weight", these owners have one too.
+# In the libraries that call a kernel so, these owners have one too.
+_SHARED_NAMES = ("weight", "w")
 _OTHER_OWNERS = ("norm", "embed")
 
 
@@ -40,8 +41,8 @@ def kernels(params: Any) -> Any:
   A leaf is a kernel by its name: ``kernel`` (Flax's Dense, Conv, attention and
   recurrent cells), ``weight``, ``weight_ih``, ``weight_hh`` (Equinox) or ``w``,
   ``w_i``, ``w_h`` (Haiku). Biases, norm scales, embeddings and statistics are
-  plain, and so is a ``weight`` that has one axis or whose owner is a norm or an
-  embedding, told by its class or, in dicts, by its key.
+  plain, and so is a ``weight`` or ``w`` of a layer that has one axis or is a
+  norm or an embedding, told by its class or, in dicts, by its key.
 
   Args:
     params: a tree of parameters: Flax variables, an ``nnx.State``, an Equinox
@@ -163,7 +164,13 @@ def _chosen(mask: Any, params: Any, paths: list[Path]) -> list[bool]:
   covering = [
     next((p for p in _prefixes(path) if p in marks), None) for path in paths
   ]
-  if None in covering or marks.keys() - set(covering) - _empty(params):
+  empty = _empty(params)
+  unused = [
+    path
+    for path in marks.keys() - set(covering)
+    if empty.isdisjoint(_prefixes(path))
+  ]
+  if None in covering or unused:
     raise ValueError(
       "mask must have the structure of params or a prefix of it. mask has the"
       f" leaves {leaf_names(mask)}, params has {leaf_names(params)}."
@@ -190,10 +197,12 @@ def _is_kernel(path: jax.tree_util.KeyPath, leaf: Any, params: Any) -> bool:
   name = _key_name(path[-1]) if path else ""
   if name not in _KERNEL_NAMES:
     return False
-  if name != "weight":
+  if name not in _SHARED_NAMES:
     return True
   owner = _owner_name(path, params).lower()
-  return jnp.ndim(leaf) > 1 and not any(word in owner for word in _OTHER_OWNERS)
+  if any(word in owner for word in _OTHER_OWNERS):
+    return False
+  return jnp.ndim(leaf) > 1 or not owner
 
 
 def _owner_name(path: jax.tree_util.KeyPath, params: Any) -> str:

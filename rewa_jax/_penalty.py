@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rewa_jax._checks import check_hyperparameters
+from rewa_jax._checks import Scalar, check_hyperparameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Penalty:
     Proposition 3.4
   """
 
-  k: jax.typing.ArrayLike
-  m: jax.typing.ArrayLike = 0.0
-  eps: jax.typing.ArrayLike = 0.0
+  k: "Scalar"
+  m: "Scalar" = 0.0
+  eps: "Scalar" = 0.0
 
   def __post_init__(self):
     check_hyperparameters(self.k, self.m, self.eps)
@@ -81,19 +81,23 @@ class Penalty:
     return None
 
   def value(self, x: jax.typing.ArrayLike) -> jax.Array:
-    """Returns R(x), a scalar.
+    """Returns R(x), a scalar whose derivative is :meth:`gradient`.
 
     Args:
       x: weights, any shape.
     """
-    size = jnp.abs(jnp.asarray(x))
-    first = self.k / (self.k + 1 - self.m) * jnp.sum(size**self.p)
-    # The second term is skipped at eps = 0: 0 times an infinite sum is no 0.
-    eps = jnp.asarray(self.eps)
+    x, eps = jnp.asarray(x), jnp.asarray(self.eps)
+    # Zeros apart: powers and logarithms have no derivative there.
+    size = jnp.where(x == 0, 1, jnp.abs(x))
     is_log = jnp.asarray(self.m) == 2
     q = jnp.where(is_log, 1, self.q)
-    second = jnp.where(is_log, jnp.sum(jnp.log(size)), jnp.sum(size**q) / q)
-    return jnp.asarray(first + jnp.where(eps == 0, 0, eps * second))
+    first = self.k / (self.k + 1 - self.m) * size**self.p
+    # Not after the product: 0 times an infinite term is no 0.
+    second = jnp.where(
+      eps == 0, 0, jnp.where(is_log, jnp.log(size), size**q / q)
+    )
+    at_zero = jnp.where((eps > 0) & (jnp.asarray(self.q) <= 0), -jnp.inf, 0.0)
+    return jnp.sum(jnp.where(x == 0, at_zero, first + eps * second))
 
   def gradient(self, x: jax.typing.ArrayLike) -> jax.Array:
     r"""Returns the gradient of R, :math:`|x|^{p-1} + \epsilon|x|^{q-1}` signed.

@@ -4,12 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from rewa_jax._checks import check_floating, check_hyperparameters
+from rewa_jax._checks import Scalar, check_floating, check_hyperparameters
 
 
-def power(y: jax.typing.ArrayLike, k: jax.typing.ArrayLike) -> jax.Array:
+def power(y: jax.typing.ArrayLike, k: "Scalar") -> jax.Array:
   r"""Maps latents to weights, :math:`x = \operatorname{sign}(y)|y|^k`.
 
   An integer k is repeated multiplication; any other k, or a k that is a JAX
@@ -45,7 +46,7 @@ def power(y: jax.typing.ArrayLike, k: jax.typing.ArrayLike) -> jax.Array:
   """
   check_hyperparameters(k)
   check_floating("y", y)
-  y = jnp.asarray(y)
+  y, k = jnp.asarray(y), as_python(k)
   if isinstance(k, (int, float)):
     return _power(y, None, k)
   return _power(y, jnp.asarray(k).astype(wide_dtype(y)), None)
@@ -89,7 +90,7 @@ def _with_gradient_of_jvp(primals, tangents):
   return primals[0], x_dot + y_dot.astype(x_dot.dtype)
 
 
-def root(x: jax.typing.ArrayLike, k: jax.typing.ArrayLike) -> jax.Array:
+def root(x: jax.typing.ArrayLike, k: "Scalar") -> jax.Array:
   r"""Maps weights to latents, :math:`y = \operatorname{sign}(x)|x|^{1/k}`.
 
   Args:
@@ -115,7 +116,7 @@ def root(x: jax.typing.ArrayLike, k: jax.typing.ArrayLike) -> jax.Array:
   """
   check_hyperparameters(k)
   check_floating("x", x)
-  x = jnp.asarray(x)
+  x, k = jnp.asarray(x), as_python(k)
   if not isinstance(k, (int, float)):
     k = jnp.asarray(k).astype(wide_dtype(x))
   size = magnitude(x, 1 / k)
@@ -128,7 +129,7 @@ def magnitude(y: jax.Array, exponent: jax.typing.ArrayLike) -> jax.Array:
   0^0 is 1, and an overflow is the largest finite number: its product with a
   zero gradient is then a zero and no NaN.
   """
-  dtype = wide_dtype(y)
+  dtype, exponent = wide_dtype(y), as_python(exponent)
   size = jnp.abs(y).astype(dtype)
   if isinstance(exponent, (int, float)) and float(exponent).is_integer():
     result = lax.integer_pow(size, int(exponent))
@@ -136,10 +137,16 @@ def magnitude(y: jax.Array, exponent: jax.typing.ArrayLike) -> jax.Array:
     exponent = jnp.asarray(exponent).astype(dtype)
     # The inner where keeps the unused branch of the derivative finite.
     base = jnp.where(size == 0, 1, size)
-    result = jnp.where(size == 0, exponent == 0, base**exponent).astype(dtype)
+    at_zero = (exponent == 0).astype(dtype)
+    result = jnp.where(size == 0, at_zero, base**exponent)
   return jnp.minimum(result, jnp.finfo(dtype).max)
 
 
 def wide_dtype(y: jax.Array) -> jnp.dtype:
   """Returns the dtype that powers are computed in: float32, or y's if wider."""
-  return jnp.promote_types(y.dtype, jnp.float32)
+  return jnp.dtype("float32") if jnp.finfo(y.dtype).bits < 32 else y.dtype
+
+
+def as_python(k: "Scalar") -> jax.typing.ArrayLike:
+  """Returns the Python number that a NumPy scalar is, anything else as is."""
+  return k.item() if isinstance(k, np.generic) else k

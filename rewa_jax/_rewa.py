@@ -2,11 +2,15 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rewa_jax._checks import Gradient, check_gradient, check_hyperparameters
+from rewa_jax._checks import (
+  Gradient,
+  Scalar,
+  check_gradient,
+  check_hyperparameters,
+)
 from rewa_jax._method import NOT_THE_MAP, STATIC, Method
 from rewa_jax._penalty import Penalty
 from rewa_jax._power import magnitude, power, root, with_gradient_of
@@ -67,12 +71,10 @@ class Rewa(Method):
     of :math:`|y|^{k-1}`: its eps is k times the one here.
   """
 
-  k: jax.typing.ArrayLike
-  m: jax.typing.ArrayLike = dataclasses.field(default=0.0, metadata=NOT_THE_MAP)
-  eps: jax.typing.ArrayLike = dataclasses.field(
-    default=0.0, metadata=NOT_THE_MAP
-  )
-  gradient: Gradient = dataclasses.field(
+  k: "Scalar"
+  m: "Scalar" = dataclasses.field(default=0.0, metadata=NOT_THE_MAP)
+  eps: "Scalar" = dataclasses.field(default=0.0, metadata=NOT_THE_MAP)
+  gradient: "Gradient" = dataclasses.field(
     default="weight", kw_only=True, metadata=STATIC
   )
 

@@ -48,6 +48,7 @@ def is_parts(node: Any) -> bool:
     isinstance(node, Mapping)
     and len(node) > 1
     and sorted(map(str, node)) == _part_names(len(node))
+    and all(is_box(v) or jax.tree_util.all_leaves([v]) for v in node.values())
   )
 
 

@@ -117,7 +117,19 @@ def test_dicts_of_other_libraries():
     "embedding": {"weight": jnp.ones((5, 2))},
   }
   assert selected(params) == {"fc/weight"}
-  assert selected({"w": jnp.ones(3)}) == {"w"}
+
+
+def test_the_scales_of_norms_are_plain_whatever_their_names():
+  params = {
+    "linear": {"w": jnp.ones((2, 2))},
+    "scale": {"w": jnp.ones(2)},
+    "rms_norm": {"w": jnp.ones((4, 2))},
+  }
+  assert selected(params) == {"linear/w"}
+
+
+def test_the_weights_of_a_regression_are_kernels():
+  assert selected({"w": jnp.ones(3), "b": jnp.ones(())}) == {"w"}
 
 
 def test_a_tree_without_kernels_is_refused_with_its_paths():

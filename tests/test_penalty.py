@@ -76,6 +76,16 @@ def test_at_zero_the_gradient_is_zero_and_nothing_is_nan(k, m, eps):
   assert penalty.value(jnp.zeros(0)) == 0
 
 
+@pytest.mark.parametrize(("k", "m", "eps"), SETTINGS)
+def test_at_zero_the_value_has_the_gradient_it_says(k, m, eps):
+  penalty = rewa_jax.Penalty(k, m, eps)
+  x = jnp.array([0.0, 0.5, -2.0])
+  with jax.debug_nans(True):
+    gradient = jax.grad(penalty.value)(x)
+    assert not jnp.isnan(penalty.value(x))
+  np.testing.assert_allclose(gradient, penalty.gradient(x), rtol=1e-5)
+
+
 def test_hyperparameters_may_be_traced():
   x = jnp.array([0.5, -2.0])
   k, m, eps = map(jnp.array, zip(*SETTINGS))

@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
 import rewa_jax
+from tests import reference
 
 POWERS = [1, 2, 2.25, 3, 4, 5, 9]
 LATENTS = np.array([-1.5, -0.6, 0.0, 0.3, 1.0, 1.2])
@@ -81,6 +81,15 @@ def test_nothing_is_nan_at_the_edges_of_float32(k, traced):
     assert jnp.isfinite(jax.vmap(jax.grad(fn), (0, None))(y[:2], k)).all()
 
 
+@pytest.mark.parametrize("k", [np.int64(9), np.float32(9)])
+def test_a_number_of_numpy_is_the_python_number_it_is(k):
+  y = jnp.array([0.3, -1.7])
+  assert jnp.array_equal(rewa_jax.power(y, k), rewa_jax.power(y, 9))
+  assert jnp.array_equal(rewa_jax.root(y, k), rewa_jax.root(y, 9))
+  graph = str(jax.make_jaxpr(lambda y: rewa_jax.power(y, k))(y))
+  assert "integer_pow" in graph and "pow " not in graph.replace("integer_", "")
+
+
 def test_underflow_is_an_exact_zero():
   assert rewa_jax.power(jnp.float32(1e-6), 9) == 0
 
@@ -130,5 +139,8 @@ def test_a_power_that_is_no_number_from_1_up_is_refused(k, error):
 def test_other_bad_input_to_power_is_refused():
   with pytest.raises(TypeError, match="y is of type int32"):
     rewa_jax.power(jnp.arange(3), 3)
+  for narrow in ("float8_e4m3fn", "float8_e5m2"):
+    with pytest.raises(TypeError, match=f"y is of type {narrow}, .* 16 bits"):
+      rewa_jax.power(jnp.ones(3, narrow), 3)
   with pytest.raises(TypeError, match="x is of type complex64"):
     rewa_jax.root(jnp.ones(3, "complex64"), 3)

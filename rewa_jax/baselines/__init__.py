@@ -19,7 +19,12 @@ from rewa_jax.baselines._factorized import (
   spred,
 )
 from rewa_jax.baselines._gated import Gated
-from rewa_jax.baselines._groups import Groups, group_axes, group_norms
+from rewa_jax.baselines._groups import (
+  Groups,
+  group_axes,
+  group_norms,
+  stacked,
+)
 from rewa_jax.baselines._initialization import draw_factors
 from rewa_jax.baselines._penalties import (
   L1,
@@ -53,6 +58,7 @@ __all__ = [
   "Groups",
   "group_axes",
   "group_norms",
+  "stacked",
   "Gated",
   # A threshold that is learned.
   "SoftThreshold",

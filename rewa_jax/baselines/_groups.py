@@ -32,10 +32,11 @@ def group_axes(groups: Groups, path: str, leaf: Any) -> tuple[int, ...]:
     groups: what is a group.
 
       - ``"output"``: an output channel. The last axis of kernels, which are
-        (inputs, outputs) or (..., inputs, outputs) in Flax and Haiku; the first
-        axis of leaves called ``weight``, ``weight_ih`` and ``weight_hh``, which
-        are (outputs, inputs, ...) in Equinox.
-      - ``"input"``: an input channel, the axis before the last, or the second.
+        (inputs, outputs) or (..., inputs, outputs) in Flax and Haiku; the axis
+        before it of Haiku's transposed convolutions, told by their name; the
+        first axis of leaves called ``weight``, ``weight_ih`` and ``weight_hh``,
+        which are (outputs, inputs, ...) in Equinox.
+      - ``"input"``: an input channel, the other of these two axes.
       - ``"rows"``: axis 0 of any leaf.
       - ``"heads"``: a head of Flax's attention. Query, key and value kernels
         are (features, heads, size), and the out kernel is (heads, size,
@@ -47,6 +48,11 @@ def group_axes(groups: Groups, path: str, leaf: Any) -> tuple[int, ...]:
       of query, key and value are (heads, size), inputs of out too. They are
       told by their names, ``query/kernel``, ``key/kernel``, ``value/kernel``
       and ``out/kernel``, and their three axes.
+
+      A name and a shape do not tell everything: for kernels that ``nn.scan`` or
+      ``vmap`` stacks take :func:`stacked`, and for Flax's ``ConvTranspose``
+      with ``transpose_kernel=True``, whose kernels are (..., outputs, inputs),
+      a function.
     path: the leaf's readable path, as ``"dense/kernel"``.
     leaf: an array, or anything with a shape.
 
@@ -84,6 +90,12 @@ def group_axes(groups: Groups, path: str, leaf: Any) -> tuple[int, ...]:
     return (0,)
   owner, _, name = path.rpartition("/")
   owner = owner.rpartition("/")[2]
+  if name == "kernel" and owner in (*_TO_HEADS, _FROM_HEADS) and len(shape) > 3:
+    raise ValueError(
+      f"{path} of shape {shape} is no kernel of attention, which has three"
+      " axes. If it is several stacked, pass stacked(groups); if it is a"
+      " convolution, a function as groups."
+    )
   is_attention = name == "kernel" and len(shape) == 3
   to_heads = is_attention and owner in _TO_HEADS
   from_heads = is_attention and owner == _FROM_HEADS
@@ -101,9 +113,52 @@ def group_axes(groups: Groups, path: str, leaf: Any) -> tuple[int, ...]:
     return (1, 2) if groups == "output" else (0,)
   if from_heads:
     return (2,) if groups == "output" else (0, 1)
+  outputs, inputs = len(shape) - 1, len(shape) - 2
   if name in _OUTPUT_FIRST:
-    return (0,) if groups == "output" else (1,)
-  return (len(shape) - 1,) if groups == "output" else (len(shape) - 2,)
+    outputs, inputs = 0, 1
+  elif name == "w" and "transpose" in owner:
+    outputs, inputs = inputs, outputs
+  return (outputs,) if groups == "output" else (inputs,)
+
+
+def stacked(groups: Groups, *, within: str = "", axes: int = 1) -> Groups:
+  """Groups of kernels that ``nn.scan`` or ``vmap`` stacks, each layer's own.
+
+  Args:
+    groups: what is a group of one layer, see :func:`group_axes`.
+    within: the name of the module that holds stacked kernels, such as
+      ``"layers"``; leaves elsewhere have groups as if not stacked. Empty for
+      all leaves.
+    axes: how many leading axes are stacked, >= 1.
+
+  Returns:
+    Groups, for every method that has them.
+
+  Raises:
+    ValueError: if groups is unknown or axes is no integer >= 1.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> from rewa_jax import baselines
+    >>> groups = baselines.stacked("output", within="layers")
+    >>> baselines.group_axes(groups, "layers/kernel", jnp.ones((6, 3, 2)))
+    (0, 2)
+    >>> baselines.group_axes(groups, "last/kernel", jnp.ones((3, 2)))
+    (1,)
+  """
+  check_groups(groups)
+  if isinstance(axes, bool) or not isinstance(axes, int) or axes < 1:
+    raise ValueError(f"axes must be an integer >= 1, got {axes!r}.")
+
+  def of_layers(path, leaf):
+    if within and within not in path.split("/"):
+      return group_axes(groups, path, leaf)
+    shape = jnp.shape(leaf)
+    layer = jax.ShapeDtypeStruct(shape[axes:], jnp.result_type(leaf))
+    each = group_axes(groups, path, layer)
+    return (*range(min(axes, len(shape))), *(axes + axis for axis in each))
+
+  return of_layers
 
 
 def group_norms(x: jax.typing.ArrayLike, axes: tuple[int, ...]) -> jax.Array:

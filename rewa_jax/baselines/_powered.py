@@ -143,8 +143,8 @@ class GroupedRewa(Method):
   def join(self, *values):
     gates, directions = values
     norms = with_gradient_of(power(lax.stop_gradient(gates), self.k), gates)
-    weights = norms * _unit(directions, gates.shape)
-    return weights.astype(directions.dtype)
+    unit = _unit(directions, gates.shape)
+    return (norms.astype(unit.dtype) * unit).astype(directions.dtype)
 
   def implicit_penalty(self, x, path="kernel"):
     x = jnp.asarray(x)
@@ -157,6 +157,7 @@ class GroupedRewa(Method):
 
 def _unit(directions, gate_shape):
   """Divides by the norms of the groups that have one gate each."""
+  directions = directions.astype(wide_dtype(directions))
   sizes = enumerate(zip(gate_shape, directions.shape))
   axes = tuple(i for i, (gates, size) in sizes if gates == size)
   return directions / group_norms(directions, axes)

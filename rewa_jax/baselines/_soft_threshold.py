@@ -55,7 +55,8 @@ class SoftThreshold(Method):
 
   def split(self, path, x):
     del path
-    s = jnp.asarray(self.start, x.dtype)
+    # As many axes as the weights have, so that stacked latents broadcast.
+    s = jnp.full((1,) * x.ndim, self.start, x.dtype)
     return x + jnp.sign(x) * jax.nn.sigmoid(s), s
 
   def join(self, *values):

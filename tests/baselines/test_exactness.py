@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 import skglm
-from descent import descend
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Lasso
 
 import rewa_jax
 from rewa_jax import baselines
+from tests.baselines.descent import descend
 
 # Shares of the least strength that leaves no weight.
 STRENGTHS = np.array([0.5, 0.4, 0.3, 0.2, 0.1])

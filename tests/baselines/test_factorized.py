@@ -1,6 +1,5 @@
 import dataclasses
 
-import descent
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 import rewa_jax
 from rewa_jax import baselines
+from tests.baselines import descent
 
 TWO = [baselines.spred(), baselines.HadamardDifference(2)]
 

@@ -1,4 +1,3 @@
-import descent
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +6,7 @@ import pytest
 
 import rewa_jax
 from rewa_jax import baselines
+from tests.baselines import descent
 
 # What they solve.
 

@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import rewa_jax
 from rewa_jax import baselines
@@ -167,6 +169,43 @@ def test_scope_and_mask_say_what_the_share_is_of():
   assert zeros(none) == [0]
 
 
+def test_weights_that_start_at_zero_stay_until_the_share_needs_them():
+  params = {"a": {"kernel": jnp.zeros(4)}, "b": {"kernel": jnp.arange(1.0, 5)}}
+  solver = baselines.gradual_pruning(0.75, begin=0, end=2, every=1)
+  updates = jax.tree.map(jnp.zeros_like, params)
+  state, left = solver.init(params), []
+  for _ in range(3):
+    _, state = solver.update(updates, state, params)
+    masks = state.masks
+    left.append([int(masks[name]["kernel"].sum()) for name in ("a", "b")])
+  assert left == [[4, 4], [0, 3], [0, 2]]
+
+
+def test_a_layer_of_zeros_trains_after_a_warm_up_from_a_share_of_zero():
+  params = {"kernel": jnp.zeros(4)}
+  solver = optax.chain(
+    optax.sgd(1.0),
+    baselines.gradual_pruning(0.5, begin=0, end=1000, every=100),
+  )
+  state = solver.init(params)
+  # No gradient reaches it before the second update.
+  for gradient in (0.0, -1.0):
+    gradients = {"kernel": jnp.full(4, gradient)}
+    updates, state = solver.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_array_equal(params["kernel"], np.ones(4))
+
+
+def test_what_is_pruned_counts_before_what_is_zero():
+  solver = baselines.gradual_pruning(0.5, begin=0, end=8, every=1)
+  params = {"w": jnp.array([3.0, 4.0, 1.0, 2.0])}
+  state = solver.init(params)._replace(count=jnp.int32(7))
+  # The later half is pruned; then the others pass through zero.
+  for updates in (jnp.zeros(4), -params["w"]):
+    _, state = solver.update({"w": updates}, state, params)
+    assert state.masks["w"].tolist() == [True, True, False, False]
+
+
 # As a transformation.
 
 
@@ -218,11 +257,6 @@ def test_the_masks_of_the_state_are_what_was_pruned():
     )
   assert state.masks["first"]["bias"] == optax.MaskedNode()
   optax.tree.map_params(solver, lambda leaf: leaf, state)
-  injected = optax.inject_hyperparams(
-    baselines.gradual_pruning, static_args=("begin", "end", "every")
-  )(sparsity=0.5, begin=0, end=4, every=1)
-  state = injected.init(PARAMS)
-  assert state.hyperparams["sparsity"] == 0.5
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
@@ -245,6 +279,36 @@ def test_leaves_without_update_are_pruned_too():
   np.testing.assert_array_equal(updates["w"], -params["w"])
 
 
+def test_all_numbers_may_be_injected():
+  def end(make):
+    pruning = make(sparsity=0.9, begin=2, end=9, every=3)
+    return end_of(optax.chain(optax.sgd(0.05), pruning), 12)
+
+  wanted = end(baselines.gradual_pruning)
+  injected = end(optax.inject_hyperparams(baselines.gradual_pruning))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), injected, wanted
+  )
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_masks_and_updates_are_sharded_as_weights_are(axis_type):
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
+  params = {"kernel": jnp.arange(-32.0, 32).reshape(16, 4)}
+  sharded = jax.device_put(params, NamedSharding(mesh, P("x")))
+  solver = baselines.gradual_pruning(0.5, begin=0, end=1)
+
+  @jax.jit
+  def prune(params):
+    state = solver.init(params)._replace(count=jnp.int32(1))
+    return solver.update(params, state, params)
+
+  found = prune(sharded)
+  jax.tree.map(np.testing.assert_array_equal, found, prune(params))
+  for leaf in (found[0]["kernel"], found[1].masks["kernel"]):
+    assert leaf.sharding.is_equivalent_to(sharded["kernel"].sharding, 2)
+
+
 # Bad input.
 
 
@@ -253,7 +317,7 @@ def test_bad_input_is_named():
   for arguments, message in [
     (dict(sparsity=1.5, begin=0, end=1), "sparsity must be .* <= 1, got 1.5"),
     (dict(sparsity=0.5, begin=-1, end=1), "begin must be .* >= 0, got -1"),
-    (dict(sparsity=0.5, begin=3, end=3), "end .* begin .*, got [03]"),
+    (dict(sparsity=0.5, begin=3, end=3), "end - begin must be .* >= 1, got 0"),
     (
       dict(sparsity=0.5, begin=0, end=3, every=0),
       "every must be .* >= 1, got 0",

@@ -2,6 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from rewa_jax import baselines
 
@@ -142,6 +144,26 @@ def test_what_is_drawn_are_latents_of_the_method():
   split = DWF[3].to_latents(params)
   assert jax.tree.structure(drawn) == jax.tree.structure(split)
   assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, split)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_factors_are_sharded_as_weights_are(axis_type, compiled):
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
+  params = kernel(0.1, (16, 4))
+  sharded = jax.device_put(params, NamedSharding(mesh, P("x")))
+
+  def draw(params):
+    return baselines.draw_factors(KEY, params, DWF[3], corrected=True)
+
+  found = (jax.jit(draw) if compiled else draw)(sharded)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+    found,
+    draw(params),
+  )
+  for factor in jax.tree.leaves(found):
+    assert factor.sharding.is_equivalent_to(sharded["kernel"].sharding, 2)
 
 
 def test_bad_input_is_named():

@@ -1,4 +1,3 @@
-import descent
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +6,7 @@ import pytest
 
 import rewa_jax
 from rewa_jax import baselines
+from tests.baselines import descent
 
 
 def every_weight(path, leaf):
