@@ -1,0 +1,86 @@
+"""What is zero at the start stays zero: fine-tuning of pruned networks."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rewa_jax._masks import Mask, kernels, select
+from rewa_jax._trees import check_params, check_shapes
+
+
+class KeepZerosState(NamedTuple):
+  """State of :func:`keep_zeros`.
+
+  Attributes:
+    masks: bool arrays of the selected leaves, False where a weight is kept
+      zero, ``optax.MaskedNode`` elsewhere.
+  """
+
+  masks: optax.Params
+
+
+def keep_zeros(
+  *, mask: Mask | None = kernels
+) -> optax.GradientTransformationExtraArgs:
+  """Keeps zero what is zero at ``init``, whatever momentum and decay want.
+
+  The last of a chain, in every way in: on weights, on latents, inside or after
+  the drop-in. Params that change from outside need a new ``init``.
+
+  Args:
+    mask: whose zeros are kept: a tree of bools with the structure of params or
+      a prefix of it, a function that returns one, or None for all leaves.
+      ``method.decaying`` selects the latents of a method. Biases, which start
+      at zero, are not selected by default.
+
+  Returns:
+    A :class:`optax.GradientTransformationExtraArgs` whose updates are zero
+    where params were zero at ``init``, and as they are elsewhere.
+
+  Raises:
+    ValueError: if the mask does not fit params or selects nothing by name; on
+      ``update``, if params are missing or updates differ from them in structure
+      or shape.
+    TypeError: if a selected leaf is not floating point.
+
+  Examples:
+    Fine-tuning a pruned network:
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import rewa_jax
+    >>> params = {"w": jnp.array([3.0, 0.125, -2.0])}
+    >>> params, _ = rewa_jax.prune(params, threshold=1.0)
+    >>> solver = optax.chain(optax.sgd(0.5), rewa_jax.keep_zeros())
+    >>> state = solver.init(params)
+    >>> updates, state = solver.update(params, state, params)
+    >>> print(optax.apply_updates(params, updates)["w"])
+    [ 1.5  0.  -1. ]
+  """
+
+  def init_fn(params):
+    masks = jax.tree.map(
+      lambda is_selected, x: (
+        jnp.asarray(x) != 0 if is_selected else optax.MaskedNode()
+      ),
+      select(mask, params),
+      params,
+    )
+    return KeepZerosState(masks)
+
+  def update_fn(updates, state, params=None, **extra_args):
+    del extra_args
+    check_params(params)
+    steps = check_shapes("updates", updates, "params", params)
+    treedef = jax.tree.structure(params)
+    kept = [
+      u
+      if u is None or isinstance(keep, optax.MaskedNode)
+      else jnp.where(keep, u, jnp.zeros_like(u))
+      for keep, u in zip(treedef.flatten_up_to(state.masks), steps)
+    ]
+    return treedef.unflatten(kept), state
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
