@@ -7,9 +7,9 @@ import pathlib
 import jax
 import optax
 import pytest
-import runs
 
 import rewa_jax
+from tests import runs
 
 STATM = pathlib.Path("/proc/self/statm")
 # Bytes. An empty dict that stays from each of 9,000 calls makes 650,000, an

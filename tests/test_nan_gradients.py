@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-import runs
 from flax import nnx
 
 import rewa_jax
+from tests import runs
 
 GUARDED = functools.partial(optax.apply_if_finite, max_consecutive_errors=3)
 BROKEN = runs.INPUTS.at[0, 0].set(jnp.nan)

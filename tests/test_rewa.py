@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 
 import rewa_jax
+from tests import reference
 
 POWERS = [1, 2, 2.25, 3, 4, 5, 9]
 CONVENTIONS = ["latent", "weight"]

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import reference
 from flax import nnx, traverse_util
 
 import rewa_jax
 from rewa_jax import baselines
+from tests import reference
 
 STEPS = 200
 RATES = np.linspace(0.05, 0.01, STEPS)

@@ -5,7 +5,7 @@ the grid, with fewer turns. A ratio more than a quarter above that of the
 committed results, or another folder of --results, makes the exit status 1. For
 a machine that does nothing else.
 
-  python examples/benchmarks/check.py
+  python -m examples.benchmarks.check
 """
 
 import argparse
@@ -15,12 +15,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import grids
-import optimizer_step
-import training_step
-from timing import table
+from . import grids, optimizer_step, training_step
+from .timing import table
 
-COMMITTED = pathlib.Path(__file__).parents[1] / "results" / "benchmarks"
+COMMITTED = pathlib.Path(__file__).parent / "results"
 METHODS = ("rewa_sgd", "drop-in", "rewa_adamw")
 SLACK = 1.25
 

@@ -5,7 +5,7 @@ and spread over 64 simulated devices, is lowered and compiled, and not run: the
 compiler says how many bytes a device needs. ReWA stands beside optax.adamw.
 Prints a table and writes a JSON.
 
-  python examples/benchmarks/fully_sharded.py
+  python -m examples.benchmarks.fully_sharded
 """
 
 import argparse
@@ -26,11 +26,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from timing import save, table
 from tqdm import tqdm
-from transformer import GPT2, SEVEN_BILLION
 
 import rewa_jax
+
+from .timing import save, table
+from .transformer import GPT2, SEVEN_BILLION
 
 MODELS = {"7b": SEVEN_BILLION, "124m": GPT2}
 REWA = rewa_jax.Rewa(k=9, eps=1e-3)

@@ -4,7 +4,7 @@ The digits network, 64-128-10, trains by ReWA with 32 settings of weight decay
 and learning rate. Everything is compiled beforehand; grid and sequence take
 turns. Prints a table and writes a JSON.
 
-  python examples/benchmarks/grids.py
+  python -m examples.benchmarks.grids
 """
 
 import argparse
@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from sklearn.datasets import load_digits
-from timing import save, table, take_turns
 from tqdm import tqdm
 
 import rewa_jax
+
+from .timing import save, table, take_turns
 
 REWA = rewa_jax.Rewa(k=9, m=2)
 BATCH_SIZE = 128

@@ -5,7 +5,7 @@ over 2 to 8 devices; on a machine with fewer, CPU devices are simulated. ReWA
 with weights materialized and the drop-in take turns with optax.sgd. Prints
 tables and writes a JSON.
 
-  python examples/benchmarks/growth.py
+  python -m examples.benchmarks.growth
 """
 
 import argparse
@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from optimizer_step import compiled, methods
-from timing import save, table, take_turns
 from tqdm import tqdm
+
+from .optimizer_step import compiled, methods
+from .timing import save, table, take_turns
 
 WAYS = ("sgd", "rewa_sgd, sgd", "drop-in, sgd")
 COLUMNS = ("parameters", "devices", "way", "ms", "times sgd", "bytes each")

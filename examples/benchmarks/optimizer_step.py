@@ -8,7 +8,7 @@ copy give the least time; its share of the measured one is the share of the
 limit. Prints a table and writes a JSON. PyTorch's rows are left out where torch
 is not installed.
 
-  python examples/benchmarks/optimizer_step.py --tree resnet18
+  python -m examples.benchmarks.optimizer_step --tree resnet18
 """
 
 import argparse
@@ -24,12 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from timing import save, table, take_turns
 from tqdm import tqdm
-from trees import TREES, shapes
 
 import rewa_jax
 from rewa_jax import baselines
+
+from .timing import save, table, take_turns
+from .trees import TREES, shapes
 
 SGD_REWA = rewa_jax.Rewa(k=9, m=2)
 ADAM_REWA = rewa_jax.Rewa(k=9, eps=1e-3)
@@ -228,7 +229,7 @@ def _draw(leaves):
 def _torch_rows(leaves):
   if not _has_torch():
     return {}
-  import eager_torch
+  from . import eager_torch
 
   sizes = [leaf.shape for leaf in jax.tree.leaves(leaves)]
   rows = {}

@@ -4,15 +4,13 @@ import json
 import pathlib
 import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-from provenance import provenance
+from ..provenance import provenance
 
 Step = Callable[[Any], Any]
 
@@ -53,7 +51,9 @@ def save(
 ) -> None:
   """Writes results as JSON with the command, machine, versions and date."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  command = shlex.join(["python", f"examples/benchmarks/{program}", *argv])
+  command = shlex.join(
+    ["python", "-m", f"examples.benchmarks.{program}", *argv]
+  )
   everything = {"command": command, **provenance("flax"), **results}
   path.write_text(json.dumps(everything, indent=1) + "\n")
 

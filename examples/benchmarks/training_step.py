@@ -5,7 +5,7 @@ compiled, in turns, and then timed, in turns: the least of the compilations and
 the median of the steps count. Ratios are to dense. Prints a table and writes a
 JSON.
 
-  python examples/benchmarks/training_step.py --model resnet20
+  python -m examples.benchmarks.training_step --model resnet20
 """
 
 import argparse
@@ -19,14 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from timing import save, table, take_turns
 from tqdm import tqdm
-from transformer import GPT2
 
 import rewa_jax
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "image_classification"))
-from models import MODELS
+from ..image_classification.models import MODELS
+from .timing import save, table, take_turns
+from .transformer import GPT2
 
 REWA = rewa_jax.Rewa(k=9, m=2)
 RATE, DECAY, MOMENTUM = 0.01, 1e-3, 0.9

@@ -1,15 +1,12 @@
 """The parameters of networks, as shapes."""
 
-import pathlib
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from transformer import GPT2
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "image_classification"))
-from models import MODELS
+from ..image_classification.models import MODELS
+from .transformer import GPT2
 
 
 def _resnet(name, resolution, **settings):

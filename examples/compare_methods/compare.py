@@ -27,19 +27,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tables
-from methods import METHODS
-from networks import NETWORKS
-from peers import peers
 from sklearn.datasets import load_digits
 from tqdm import tqdm
-from training import BATCH_SIZE, CLIP, Data, measure, train
 
 import rewa_jax
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-import idx
-from provenance import provenance
+from .. import idx
+from ..provenance import provenance
+from . import tables
+from .methods import METHODS
+from .networks import NETWORKS
+from .peers import peers
+from .training import BATCH_SIZE, CLIP, Data, measure, train
 
 TOLERANCES = (0.01, 0.02, 0.04)
 THRESHOLDS = (
@@ -419,7 +418,7 @@ def main(argv) -> None:
   reference = results["dense"]
   dense = float(np.mean(reference["test_accuracy"]))
   epochs = reference["settings"]["epochs"]
-  command = ["python", "examples/compare_methods/compare.py"]
+  command = ["python", "-m", "examples.compare_methods.compare"]
   command += ["--network", args.network, "--epochs", str(epochs)]
   # Where the folder lies is nobody's business.
   command += ["--data", args.data.name] if args.data else []

@@ -10,7 +10,8 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import optax
-from methods import MOMENTUM, Recipe, Setting
+
+from .methods import MOMENTUM, Recipe, Setting
 
 SPARSITIES = (0.96, 0.98, 0.987, 0.992)
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from methods import Recipe, Run, Setting
 
 import rewa_jax
+
+from .methods import Recipe, Run, Setting
 
 BATCH_SIZE = 128
 CLIP = 1.0

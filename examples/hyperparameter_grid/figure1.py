@@ -25,17 +25,17 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from grid import product, train_grid
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import rewa_jax
 
+from .grid import product, train_grid
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-import idx
+from .. import idx
 
 POWERS = (3, 5, 7, 9, 11, 13)
 MS = (0, 2, 4, 6, 8, 10)
@@ -251,7 +251,7 @@ def main(argv):
   results = {
     "task": task,
     "command": (
-      f"python examples/hyperparameter_grid/figure1.py {args.task} {size}{data}"
+      f"python -m examples.hyperparameter_grid.figure1 {args.task} {size}{data}"
       f" --learning-rate {rate} --weight-decay {decay}"
     ),
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from config import Config, read
-from pipeline import open_data
-from state import State, init_state, make_schedule, make_setup
+
+from .config import Config, read
+from .pipeline import open_data
+from .state import State, init_state, make_schedule, make_setup
 
 _WAY_OUT = (
   "Remove that folder to go on from the checkpoint before it or, if there is"

@@ -1,8 +1,8 @@
 """Tells what trained networks are worth when they are pruned.
 
-  python examples/image_classification/compress.py curve RUN...
-  python examples/image_classification/compress.py table RUN...
-  python examples/image_classification/compress.py layers RUN --threshold 1e-3
+  python -m examples.image_classification.compress curve RUN...
+  python -m examples.image_classification.compress table RUN...
+  python -m examples.image_classification.compress layers RUN --threshold 1e-3
 
 `curve` prunes at thresholds from 1e-8 to 0.5 and tests what is left. `table`
 chooses one of them for all runs, on validation images, and says what it gives
@@ -21,19 +21,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import checkpoints as ckpt
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from config import Config, read
-from parallel import Jit
-from pipeline import Folders, Memory, open_data
-from state import make_network, make_setup, test_step
 from tqdm import tqdm
 
 import rewa_jax
+
+from . import checkpoints as ckpt
+from .config import Config, read
+from .parallel import Jit
+from .pipeline import Folders, Memory, open_data
+from .state import make_network, make_setup, test_step
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from models import MODELS
+from .models import MODELS
 
 
 def _setting(default: Any, text: str, choices: Sequence[str] = ()) -> Any:

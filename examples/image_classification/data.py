@@ -1,14 +1,12 @@
 """Reads small image data sets: CIFAR's binary version, IDX files, digits."""
 
 import pathlib
-import sys
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.datasets import load_digits
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-import idx
+from .. import idx
 
 
 class Split(NamedTuple):

@@ -6,13 +6,12 @@ import pathlib
 from collections.abc import Generator, Iterator
 from typing import Any
 
-import augment
-import data
-import folders
 import jax
 import jax.numpy as jnp
 import numpy as np
-from config import Config
+
+from . import augment, data, folders
+from .config import Config
 
 Batch = dict[str, np.ndarray]
 

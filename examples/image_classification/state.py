@@ -8,11 +8,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from config import Config
-from models import MODELS, ResNet
 
 import rewa_jax
 from rewa_jax import baselines
+
+from .config import Config
+from .models import MODELS, ResNet
 
 
 class State(flax.struct.PyTreeNode):

@@ -4,7 +4,7 @@ Without arguments, LeNet-300-100 with ReWA on scikit-learn's digits, in half a
 minute and without a download:
 
   pip install -e '.[images]'
-  python examples/image_classification/train.py
+  python -m examples.image_classification.train
 
 The run is written to a folder: config.json, metrics.jsonl, TensorBoard's files,
 checkpoints, and results.json at the end. Stopped, by Ctrl-C, SIGTERM or worse,
@@ -25,16 +25,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import checkpoints as ckpt
-import config as settings
 import jax
 import jax.numpy as jnp
-from config import Config
 from jax.experimental import multihost_utils
-from metrics import Metrics
-from parallel import make_parallel
-from pipeline import open_data
-from state import (
+
+import rewa_jax
+
+from ..provenance import provenance
+from . import checkpoints as ckpt
+from . import config as settings
+from .config import Config
+from .metrics import Metrics
+from .parallel import make_parallel
+from .pipeline import open_data
+from .state import (
   Setup,
   init_state,
   make_schedule,
@@ -43,12 +47,7 @@ from state import (
   train_step,
 )
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-from provenance import provenance
-
-import rewa_jax
-
-PROGRAM = "examples/image_classification/train.py"
+PROGRAM = "examples.image_classification.train"
 # Below the first dead weights do not leave the live ones, with the second do.
 LEAST_BUDGET, GOOD_BUDGET = 8, 15
 
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     if jax.process_index() == 0:
       settings.write(run, config)
-    return train(config, run, shlex.join(["python", PROGRAM, *argv]))
+    return train(config, run, shlex.join(["python", "-m", PROGRAM, *argv]))
   except (ValueError, OSError, FloatingPointError) as error:
     sys.exit(f"train.py: {error}")
   except KeyboardInterrupt:

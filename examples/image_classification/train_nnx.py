@@ -24,19 +24,18 @@ import sys
 import time
 from typing import Any
 
-import data
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from augment import random_crop, random_flip
 from flax import nnx
 from tqdm import tqdm
 
 import rewa_jax
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-from provenance import provenance
+from ..provenance import provenance
+from . import data
+from .augment import random_crop, random_flip
 
 REWA = rewa_jax.Rewa(k=9, m=2)
 MOMENTUM = 0.9
@@ -271,7 +270,7 @@ def main(argv: list[str]) -> None:
   for name in {"data", "out"} & set(options):
     options[name] = options[name].absolute().name
   flags = [f"--{k.replace('_', '-')}={v}" for k, v in options.items()]
-  program = "examples/image_classification/train_nnx.py"
+  program = "examples.image_classification.train_nnx"
   results = {
     "command": shlex.join(["python", program, *flags]),
     **provenance("flax", "scikit-learn"),

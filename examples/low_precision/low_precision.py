@@ -37,11 +37,10 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-import idx
-from provenance import provenance
-
 import rewa_jax
+
+from .. import idx
+from ..provenance import provenance
 
 REWA = rewa_jax.Rewa(k=9, m=2)
 LEARNING_RATE = 0.2
@@ -446,7 +445,7 @@ def main(argv: Sequence[str]) -> None:
         threshold=args.threshold,
         advance=bar.update,
       )
-  command = ["python", "examples/low_precision/low_precision.py"]
+  command = ["python", "-m", "examples.low_precision.low_precision"]
   # Where the folder lies is nobody's business.
   command += ["--data", args.data.name] if args.data else []
   command += ["--epochs", str(args.epochs), "--seeds", str(args.seeds)]

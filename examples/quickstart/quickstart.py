@@ -9,7 +9,7 @@ all seeds, trains as one `jax.vmap`. `recipes` shows what ReWA changes.
 Run in the repository, about a minute on two cores and without a download:
 
   pip install -e '.[examples]'
-  python examples/quickstart.py
+  python examples/quickstart/quickstart.py
 
 It prints a table and writes accuracy_against_compression.png and results.json.
 """
@@ -342,7 +342,7 @@ def main(argv: Sequence[str]) -> None:
     schedule_of(args.steps),
     args.steps,
   )
-  command = shlex.join(["python", "examples/quickstart.py", *argv])
+  command = shlex.join(["python", "examples/quickstart/quickstart.py", *argv])
   results = {
     # Where the folder lies is nobody's business.
     "command": command.replace(f"{args.out.absolute().parent}/", ""),

@@ -48,8 +48,7 @@ from rewa_jax import baselines
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-from provenance import provenance
+from ..provenance import provenance
 
 MOMENTUM, BATCH_SIZE, HIDDEN, CLIP = 0.9, 64, 16, 1.0
 THRESHOLD = 1e-3
@@ -378,7 +377,7 @@ def main(argv) -> None:
     "seconds": time.perf_counter() - begin,
   }
   bar.close()
-  command = ["python", "examples/sparse_regression/genes.py"]
+  command = ["python", "-m", "examples.sparse_regression.genes"]
   for option in ("splits", "strengths", "steps"):
     command += [f"--{option}", str(getattr(args, option))]
   content = {

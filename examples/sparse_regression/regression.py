@@ -32,15 +32,15 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from problems import TASKS, draw
-from solvers import HELD_BACK, LOWEST_STRENGTH, STRENGTHS, THRESHOLD, methods
 from tqdm import tqdm
+
+from .problems import TASKS, draw
+from .solvers import HELD_BACK, LOWEST_STRENGTH, STRENGTHS, THRESHOLD, methods
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-from provenance import provenance
+from ..provenance import provenance
 
 # Seed 0 is where the settings of solvers.py come from.
 SEEDS = (1, 2, 3)
@@ -211,7 +211,7 @@ def main(argv) -> None:
     for seed in seeds:
       rows += run(task, seed, known, 2000 // size, 10_000 // size, advance)
   bar.close()
-  command = ["python", "examples/sparse_regression/regression.py"]
+  command = ["python", "-m", "examples.sparse_regression.regression"]
   command += ["--steps", str(args.steps)] + ["--fast"] * args.fast
   for task in args.task if args.task != list(TASKS) else ():
     command += ["--task", task]

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from problems import Problem
 from skglm import GeneralizedLinearEstimator
 from skglm.datafits import Logistic, Quadratic
 from skglm.penalties import L0_5, L1, SCAD, MCPenalty
@@ -17,6 +16,8 @@ from sklearn.linear_model import LassoCV
 
 import rewa_jax
 from rewa_jax import baselines
+
+from .problems import Problem
 
 MOMENTUM = 0.9
 # Smaller coefficients count as zero.

@@ -27,12 +27,12 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import report
-import task
 from tqdm import tqdm
 
 import rewa_jax
 from rewa_jax import baselines
+
+from . import report, task
 
 REWA = rewa_jax.Rewa(k=9, m=2)
 WEIGHTS = rewa_jax.Rewa(k=1)  # Latents are the weights.

@@ -30,9 +30,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import report
 
 import rewa_jax
+
+from . import report
 
 BOUNDS = (0.1, 1.0, 10.0)
 REWA = rewa_jax.Rewa(k=6, m=4, mask=None)

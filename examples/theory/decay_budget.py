@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import report
-import task
 from tqdm import tqdm
 
 import rewa_jax
+
+from . import report, task
 
 POWERS = (9, 2.25)
 SCHEDULES = ("constant", "cosine")

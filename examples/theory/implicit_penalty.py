@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import report
 from tqdm import tqdm
 
 import rewa_jax
+
+from . import report
 
 ZERO = 1e-8
 

@@ -24,10 +24,11 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import report
 import tqdm
 
 import rewa_jax
+
+from . import report
 
 # f of x, a vector. None is symmetric: a search cannot stop on a ridge by luck.
 FUNCTIONS = {

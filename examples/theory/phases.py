@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import report
-import task
 
 import rewa_jax
+
+from . import report, task
 
 REWA = rewa_jax.Rewa(k=9, m=2)
 STEPS = 2000

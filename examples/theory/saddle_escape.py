@@ -24,11 +24,12 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import report
 from tqdm import tqdm
 
 import rewa_jax
 from rewa_jax import baselines
+
+from . import report
 
 
 class Recipe(NamedTuple):

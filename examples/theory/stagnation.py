@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import report
 
 import rewa_jax
+
+from . import report
 
 # Adaptive, adaptive with m > 0, and m = k - 1, the plain gradient of the power.
 SETTINGS = ((3, 0), (9, 2), (3, 2))

@@ -5,23 +5,25 @@ import json
 import os
 import re
 
-import check
-import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimizer_step
 import pytest
-import timing
-import training_step
-import transformer
 from jax.sharding import AxisType
+
+from examples.benchmarks import (
+  check,
+  grids,
+  optimizer_step,
+  timing,
+  training_step,
+  transformer,
+)
 
 with pytest.MonkeyPatch.context() as patch:
   # They ask for devices of their own when a user starts them.
   patch.setattr(os, "environ", dict(os.environ))
-  import fully_sharded
-  import growth
+  from examples.benchmarks import fully_sharded, growth
 
 PARAMS = {"kernel": jnp.array([[0.3, -0.5], [0.01, 0.9]]), "bias": jnp.ones(2)}
 GRADS = {"kernel": jnp.array([[1.0, 2.0], [-3.0, 0.5]]), "bias": jnp.ones(2)}
@@ -66,8 +68,9 @@ def test_both_ways_in_take_the_steps_of_rewa(way, base, momentum):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_eager_torch_takes_the_same_steps(momentum, monkeypatch):
   pytest.importorskip("torch")
-  import eager_torch
   import torch
+
+  from examples.benchmarks import eager_torch
 
   x = torch.nn.Parameter(torch.tensor(np.array(PARAMS["kernel"])))
   x.grad = torch.tensor(np.array(GRADS["kernel"]))

@@ -1,16 +1,14 @@
 import csv
 import json
 
-import compare
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import methods
 import numpy as np
 import pytest
-import tables
-import training
-from networks import LeNet300
+
+from examples.compare_methods import compare, methods, tables, training
+from examples.compare_methods.networks import LeNet300
 
 GRID = {
   # A row for each threshold, a column for each cell.

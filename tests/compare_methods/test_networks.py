@@ -3,7 +3,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import LeNet5, LeNet300
+
+from examples.compare_methods.networks import LeNet5, LeNet300
 
 
 class ReferenceLeNet5(nn.Module):

@@ -1,8 +1,8 @@
 import json
 
-import figure1
-import grid
 import jax
+
+from examples.hyperparameter_grid import figure1, grid
 
 KEY = jax.random.key(0)
 

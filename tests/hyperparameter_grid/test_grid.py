@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 
-import grid
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import optax
 import pytest
 
 import rewa_jax
+from examples.hyperparameter_grid import grid
 
 KEY = jax.random.key(0)
 TARGET = jnp.array([1.0, 0.5, 0.0, 0.0])

@@ -1,7 +1,8 @@
-import augment
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from examples.image_classification import augment
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.randint(KEY, (64, 8, 8, 3), 1, 256).astype(jnp.uint8)

@@ -7,13 +7,14 @@ import dataclasses
 import gc
 import shutil
 
-import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from config import Config
-from state import State
+
+from examples.image_classification import checkpoints
+from examples.image_classification.config import Config
+from examples.image_classification.state import State
 
 CONFIG = Config()
 

@@ -5,10 +5,10 @@ import pathlib
 import re
 import shlex
 
-import compress
 import jax
 import pytest
-import train
+
+from examples.image_classification import compress, train
 
 README = pathlib.Path(train.__file__).with_name("README.md")
 PROGRAMS = {"train.py": train.main, "compress.py": compress.main}

@@ -1,7 +1,8 @@
-import data
-import idx
 import numpy as np
 import pytest
+
+from examples import idx
+from examples.image_classification import data
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)

@@ -1,10 +1,11 @@
 import itertools
 import math
 
-import folders
 import numpy as np
 import pytest
 from PIL import Image
+
+from examples.image_classification import folders
 
 CLASSES = ["ant", "bee", "cat"]
 PER_CLASS, IMAGES = 4, 12

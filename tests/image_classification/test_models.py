@@ -1,7 +1,8 @@
 import jax
 import jax.numpy as jnp
-import models
 import pytest
+
+from examples.image_classification import models
 
 # The published counts; ResNet-20's shortcuts have no parameters.
 PUBLISHED = [

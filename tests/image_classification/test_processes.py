@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 
-import checkpoints
 import jax
 import numpy as np
+
+from examples.image_classification import checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = ROOT / "examples" / "image_classification" / "train.py"

@@ -8,22 +8,19 @@ import json
 import re
 import signal
 
-import checkpoints
-import compress
-import config as settings
 import jax
 import jax.numpy as jnp
-import models
 import numpy as np
 import pytest
-import train
-from config import PRESETS, Config
-from metrics import Metrics
-from parallel import Jit
 from PIL import Image
-from pipeline import open_data, resolution_of
 
 import rewa_jax
+from examples.image_classification import checkpoints, compress, models, train
+from examples.image_classification import config as settings
+from examples.image_classification.config import PRESETS, Config
+from examples.image_classification.metrics import Metrics
+from examples.image_classification.parallel import Jit
+from examples.image_classification.pipeline import open_data, resolution_of
 
 # Three epochs of 5 batches of digits.
 TINY = Config(epochs=3, batch_size=256, warmup_epochs=1)

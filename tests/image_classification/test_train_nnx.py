@@ -3,16 +3,15 @@
 import json
 from types import SimpleNamespace
 
-import data
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import train_nnx
 from flax import nnx
 
 import rewa_jax
+from examples.image_classification import data, train_nnx
 
 REWA = train_nnx.REWA
 

@@ -1,6 +1,6 @@
 """Kills a training run at random moments until it is done.
 
-  python tests/image_classification/kill.py [--kills 20] [train.py's flags]
+  python -m tests.scripts.kill [--kills 20] [train.py's flags]
 
 A run is trained without disturbance, then others with `kill -9`, most of them
 shortly after a new checkpoint, some while the program starts, and the same
@@ -21,10 +21,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(
-  0, str(pathlib.Path(__file__).parents[2] / "examples/image_classification")
-)
-import checkpoints
+from examples.image_classification import checkpoints
 
 
 def main() -> int:
@@ -84,9 +81,9 @@ def assert_same_weights(one, other):
 
 
 def train(run, settings):
-  train_py = pathlib.Path(checkpoints.__file__).with_name("train.py")
+  program = [sys.executable, "-m", "examples.image_classification.train"]
   return subprocess.Popen(
-    [sys.executable, train_py, *settings, "--out", run],
+    [*program, *settings, "--out", run],
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )

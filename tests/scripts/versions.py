@@ -1,7 +1,7 @@
 """Runs the tests with the oldest and with the newest versions of everything.
 
   pip install uv
-  python tests/versions.py [--resolution lowest-direct] [pytest's arguments]
+  python -m tests.scripts.versions [--resolution lowest-direct] [pytest's arguments]
 
 "lowest-direct" takes the lowest versions that pyproject.toml allows, "highest"
 the newest there are. uv installs each into a fresh environment in a temporary
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 RESOLUTIONS = ("lowest-direct", "highest")
 SHOWN = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 

@@ -1,11 +1,12 @@
 import csv
 import json
 
-import genes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from examples.sparse_regression import genes
 
 TYPES, GENES = 3, 30
 

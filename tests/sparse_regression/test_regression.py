@@ -7,12 +7,10 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
-import regression
-import solvers
 from sklearn.linear_model import Lasso
 
+from examples.sparse_regression import problems, regression, solvers
 from rewa_jax import baselines
 
 ROOT = pathlib.Path(__file__).parents[2]

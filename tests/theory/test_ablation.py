@@ -1,10 +1,10 @@
 import math
 
-import ablation
 import jax
 import numpy as np
 import pytest
-import task
+
+from examples.theory import ablation, task
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
-import clipped_lp
 import numpy as np
 import pytest
+
+from examples.theory import clipped_lp
 
 
 @pytest.mark.parametrize("p", [0.25, 0.5, 0.75])

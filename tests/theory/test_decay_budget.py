@@ -1,11 +1,10 @@
-import decay_budget
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import task
 
 import rewa_jax
+from examples.theory import decay_budget, task
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
-import implicit_penalty
 import jax
 import numpy as np
 import pytest
-from implicit_penalty import ZERO
 
 import rewa_jax
+from examples.theory import implicit_penalty
+from examples.theory.implicit_penalty import ZERO
 
 SIZES = np.linspace(0, 3, 30_001)
 

@@ -1,7 +1,8 @@
 import jax
-import minima
 import numpy as np
 import pytest
+
+from examples.theory import minima
 
 QUADRATIC = 1, lambda x: (x[0] - 1) ** 2
 

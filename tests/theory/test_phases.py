@@ -1,7 +1,7 @@
 import numpy as np
-import phases
 import pytest
-import task
+
+from examples.theory import phases, task
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import saddle_escape
-from saddle_escape import ADAPTIVE, PLAIN, Recipe
+
+from examples.theory import saddle_escape
+from examples.theory.saddle_escape import ADAPTIVE, PLAIN, Recipe
 
 
 @pytest.mark.parametrize("k", [3, 5, 9])

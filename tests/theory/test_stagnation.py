@@ -1,7 +1,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import stagnation
+
+from examples.theory import stagnation
 
 
 @pytest.mark.parametrize(("k", "m"), stagnation.SETTINGS)
