@@ -16,8 +16,13 @@ Reference: Xu, Yang, Xu and Teng, ReWA, ICML 2026, arXiv 2605.25134.
 """
 
 from rewa_jax import baselines, linen, nnx
-from rewa_jax._decay_budget import decay_budget, weight_decay_for
+from rewa_jax._decay_budget import (
+  decay_budget,
+  measure_decay_budget,
+  weight_decay_for,
+)
 from rewa_jax._dropin import ReparameterizeState, adopt_weights, reparameterize
+from rewa_jax._keep_zeros import KeepZerosState, keep_zeros
 from rewa_jax._masks import kernels
 from rewa_jax._method import Method
 from rewa_jax._penalty import Penalty
@@ -25,6 +30,7 @@ from rewa_jax._power import power, root
 from rewa_jax._pruning import prune
 from rewa_jax._rewa import Rewa
 from rewa_jax._rounding import RoundStochasticallyState, round_stochastically
+from rewa_jax._separation import Separation, separation
 from rewa_jax._sparsity import Sparsity, sparsity
 from rewa_jax._transformations import (
   adamw,
@@ -54,6 +60,9 @@ __all__ = [
   "reparameterize",
   "ReparameterizeState",
   "adopt_weights",
+  # Fine-tuning what was pruned.
+  "keep_zeros",
+  "KeepZerosState",
   # Flax modules that store latents.
   "linen",
   "nnx",
@@ -64,7 +73,10 @@ __all__ = [
   "Penalty",
   "decay_budget",
   "weight_decay_for",
+  "measure_decay_budget",
   # What came of it.
+  "separation",
+  "Separation",
   "sparsity",
   "Sparsity",
   "prune",

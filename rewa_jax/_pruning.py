@@ -1,32 +1,37 @@
 """Cutting off what is small."""
 
-import itertools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from rewa_jax._checks import check_number
+from rewa_jax._checks import Scalar, check_number
 from rewa_jax._masks import Mask, kernels, selected
 from rewa_jax._method import Method, weights_and_mask
+from rewa_jax._quantile import above_quantile
 
 
 def prune(
   params: Any,
   *,
-  threshold: jax.typing.ArrayLike | None = None,
-  sparsity: jax.typing.ArrayLike | None = None,
+  threshold: "Scalar | None" = None,
+  sparsity: "Scalar | None" = None,
   scope: Literal["global", "leaf"] = "global",
-  mask: Mask | None = kernels,
+  mask: "Mask | None" = kernels,
   method: Method | None = None,
 ) -> tuple[Any, Any]:
   """Sets the smallest weights to zero.
 
+  Weights may be sharded; what is returned is sharded as they are. Nothing is
+  sorted, and nothing of their size but the result is kept.
+
   Args:
     params: a tree of weights, or of latents of the given method.
-    threshold: prune entries with absolute value <= threshold, >= 0.
+    threshold: prune entries with absolute value <= threshold, >= 0;
+      :func:`separation` finds one. May be traced, as sparsity may.
     sparsity: prune this share of the entries, 0 to 1, those of the smallest
-      absolute value; of equal ones the first. Give either this or threshold.
+      absolute value; of equal ones the first, NaN last. Give either this or
+      threshold. A traced float32 is a share to one part in 2^24.
     scope: what sparsity is a share of: ``"global"``, all selected leaves
       together, or ``"leaf"``, each on its own.
     mask: which leaves to prune: a tree of bools with the structure of params or
@@ -65,7 +70,7 @@ def prune(
     kept = [~(jnp.abs(leaf) <= threshold) for leaf in weights]
   elif sparsity is not None and threshold is None:
     check_number("sparsity", sparsity, at_least=0, at_most=1)
-    kept = _largest(weights, 1 - sparsity, scope)
+    kept = above_quantile(weights, sparsity, scope)
   else:
     raise ValueError(
       "Give exactly one of threshold and sparsity, got"
@@ -81,17 +86,3 @@ def prune(
     for c, leaf, keep in zip(chosen, leaves, masks)
   ]
   return treedef.unflatten(pruned), treedef.unflatten(masks)
-
-
-def _largest(leaves, share, scope):
-  """Returns for each leaf which entries are among the largest."""
-  if scope == "leaf":
-    return [_largest([leaf], share, "global")[0] for leaf in leaves]
-  if not leaves:
-    return []
-  sizes = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in leaves])
-  rank = jnp.argsort(jnp.argsort(sizes))
-  kept = rank >= sizes.size - round(share * sizes.size)
-  ends = list(itertools.accumulate(leaf.size for leaf in leaves))
-  parts = jnp.split(kept, ends[:-1])
-  return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves)]

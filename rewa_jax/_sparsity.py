@@ -1,15 +1,20 @@
 """How sparse a network is."""
 
+import collections
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from rewa_jax._checks import check_number
+from rewa_jax._checks import Scalar, check_number
 from rewa_jax._masks import Mask, kernels, selected
 from rewa_jax._method import Method, weights_and_mask
-from rewa_jax._trees import with_paths
+from rewa_jax._quantile import BASE, Count, add, count
+from rewa_jax._trees import path_name
 
 
 @jax.tree_util.register_dataclass
@@ -17,18 +22,33 @@ from rewa_jax._trees import with_paths
 class Sparsity:
   """The counts of :func:`sparsity`; a pytree, so jit and vmap may return it.
 
+  Counts are exact at any size. Where there may be 2^31 or more, they are NumPy
+  integers of 64 bits, and under a transformation float32.
+
   Attributes:
-    nonzero: nonzero entries of every selected leaf, by its path.
+    counts: nonzero entries of every selected leaf, by its path, as the high and
+      the low 32 bits.
     size: entries of every selected leaf, by its path.
+    uncounted: entries of all other leaves.
   """
 
-  nonzero: dict[str, jax.Array]
+  counts: dict[str, Count]
   size: dict[str, int] = dataclasses.field(metadata={"static": True})
+  uncounted: int = dataclasses.field(default=0, metadata={"static": True})
 
   @property
-  def total_nonzero(self) -> jax.Array:
+  def nonzero(self) -> dict[str, jax.Array | np.ndarray]:
+    """Nonzero entries of every selected leaf, by its path."""
+    return {
+      path: _number(self.counts[path], n) for path, n in self.size.items()
+    }
+
+  @property
+  def total_nonzero(self) -> jax.Array | np.ndarray:
     """Nonzero entries in all."""
-    return jnp.asarray(sum(self.nonzero.values()))
+    zero = jnp.zeros((), jnp.uint32)
+    total = functools.reduce(add, self.counts.values(), (zero, zero))
+    return _number(total, self.total_size)
 
   @property
   def total_size(self) -> int:
@@ -38,34 +58,90 @@ class Sparsity:
   @property
   def sparsity(self) -> jax.Array:
     """The share of zeros, 0 to 1."""
-    return (self.total_size - self.total_nonzero) / max(self.total_size, 1)
+    return _share_of_zeros(self.total_nonzero, self.total_size)
 
   @property
   def compression(self) -> jax.Array:
     """Total over nonzero; infinite where every weight is zero, 1 of nothing."""
-    return self.total_size / self.total_nonzero if self.size else jnp.ones(())
+    nonzero = jnp.asarray(self.total_nonzero, jnp.float32)
+    return float(self.total_size) / nonzero if self.size else jnp.ones(())
+
+  def scalars(self, prefix: str = "") -> dict[str, jax.Array | np.ndarray]:
+    """Returns what to log, by names as TensorBoard groups them.
+
+    Args:
+      prefix: comes before every name, as in ``"eval/"``.
+
+    Returns:
+      A flat dict of scalars: ``sparsity``, ``compression`` and ``nonzero`` of
+      all, and ``sparsity/`` with its path of every leaf.
+    """
+    leaves = {
+      f"{prefix}sparsity/{path}": _share_of_zeros(n, self.size[path])
+      for path, n in self.nonzero.items()
+    }
+    return {
+      f"{prefix}sparsity": self.sparsity,
+      f"{prefix}compression": self.compression,
+      f"{prefix}nonzero": self.total_nonzero,
+      **leaves,
+    }
 
   def __str__(self) -> str:
-    rows = [("leaf", "nonzero", "of", "sparsity", "compression")]
-    nonzero = {**self.nonzero, "all": self.total_nonzero}
-    sizes = {**self.size, "all": self.total_size}
-    for path, size in sizes.items():
-      n = int(nonzero[path])
-      sparsity = f"{1 - n / size:.2%}" if size else "-"
-      compression = f"{size / n:.1f}x" if n else "-"
-      rows.append((path, f"{n:,}", f"{size:,}", sparsity, compression))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-      f"{row[0]:<{widths[0]}}  "
-      + "  ".join(map(str.rjust, row[1:], widths[1:]))
-      for row in rows
-    )
+    return show_each(self, _table)
+
+
+def show_each(report, show) -> str:
+  """Shows a report, or one after the other those that vmap has stacked."""
+  leaves = jax.tree.leaves(report)
+  if not leaves or not jnp.ndim(leaves[0]):
+    return show(report)
+  return "\n".join(
+    f"[{i}]\n{jax.tree.map(lambda leaf, i=i: leaf[i], report)}"
+    for i in range(len(leaves[0]))
+  )
+
+
+def _table(report):
+  rows = [("leaf", "nonzero", "of", "sparsity", "compression")]
+  for path, n, size in [
+    *((path, n, report.size[path]) for path, n in report.nonzero.items()),
+    ("all", report.total_nonzero, report.total_size),
+  ]:
+    n = int(n)
+    sparsity = f"{1 - n / size:.2%}" if size else "-"
+    compression = f"{size / n:.1f}x" if n else "-"
+    rows.append((path, f"{n:,}", f"{size:,}", sparsity, compression))
+  if report.uncounted:
+    rows.append(("not counted", "", f"{report.uncounted:,}", "", ""))
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  return "\n".join(
+    "  ".join(
+      [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+    ).rstrip()
+    for row in rows
+  )
+
+
+def _number(words, size):
+  """Returns a count of at most size as a number."""
+  high, low = words
+  if size < 2**31:
+    return low.astype(jnp.int32)
+  if isinstance(low, Tracer):
+    return high.astype(jnp.float32) * float(BASE) + low.astype(jnp.float32)
+  return np.asarray(high, np.int64) * BASE + np.asarray(low)
+
+
+def _share_of_zeros(nonzero, size):
+  zeros = nonzero.dtype.type(size) - nonzero
+  return jnp.asarray(zeros / float(max(size, 1)), jnp.float32)
 
 
 def sparsity(
   params: Any,
-  threshold: jax.typing.ArrayLike = 0.0,
-  mask: Mask | None = kernels,
+  threshold: "Scalar" = 0.0,
+  mask: "Mask | None" = kernels,
   *,
   method: Method | None = None,
 ) -> Sparsity:
@@ -81,7 +157,8 @@ def sparsity(
       says that params are weights.
 
   Returns:
-    A report with counts by leaf and in all; ``print`` shows a table.
+    A report with counts by leaf and in all: ``print`` shows a table,
+    ``scalars`` is for logs.
 
   Raises:
     ValueError: if threshold < 0, params hold latents without a method or of
@@ -92,13 +169,15 @@ def sparsity(
     >>> import jax.numpy as jnp
     >>> import rewa_jax
     >>> params = {"hidden": {"kernel": jnp.array([[0.0, 2.0], [0.0, 0.0]])},
-    ...           "out": {"kernel": jnp.array([[1.0], [1e-9]])}}
+    ...           "out": {"kernel": jnp.array([[1.0], [1e-9]]),
+    ...                   "bias": jnp.ones(1)}}
     >>> report = rewa_jax.sparsity(params, threshold=1e-6)
     >>> print(report)
     leaf           nonzero  of  sparsity  compression
     hidden/kernel        1   4    75.00%         4.0x
     out/kernel           1   2    50.00%         2.0x
     all                  2   6    66.67%         3.0x
+    not counted              1
     >>> float(report.compression)
     3.0
     >>> rewa = rewa_jax.Rewa(k=3)
@@ -108,12 +187,24 @@ def sparsity(
   """
   check_number("threshold", threshold, at_least=0)
   params, mask = weights_and_mask(params, mask, method)
-  nonzero, size = {}, {}
-  for is_selected, (name, leaf) in zip(
-    selected(mask, params), with_paths(params)
-  ):
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  chosen = selected(mask, params)
+  paths = [path for (path, _), c in zip(leaves, chosen) if c]
+  alike = collections.Counter(map(path_name, paths))
+  counts, size, uncounted = {}, {}, 0
+  for is_selected, (path, leaf) in zip(chosen, leaves):
     if is_selected:
-      # Not abs(leaf) > threshold: NaN is no zero.
-      nonzero[name] = jnp.sum(~(jnp.abs(leaf) <= threshold))
+      name = path_name(path)
+      # {"a/b": x} and {"a": {"b": y}} are two leaves.
+      name = name if alike[name] == 1 else jax.tree_util.keystr(path)
+      counts[name] = _count_nonzero(leaf, threshold)
       size[name] = jnp.size(leaf)
-  return Sparsity(nonzero, size)
+    elif isinstance(leaf, jax.typing.ArrayLike):
+      uncounted += jnp.size(leaf)
+  return Sparsity(counts, size, uncounted)
+
+
+@jax.jit
+def _count_nonzero(leaf, threshold):
+  # Not abs(leaf) > threshold: NaN is no zero.
+  return count([~(jnp.abs(leaf) <= threshold)])

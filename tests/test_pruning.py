@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import rewa_jax
 from rewa_jax import baselines
@@ -38,12 +40,13 @@ def test_prune_to_a_sparsity_zeroes_that_share_of_the_smallest(values, share):
 
 
 def test_scope_of_a_sparsity():
-  params = {"a": {"w": jnp.arange(1.0, 5)}, "b": {"w": jnp.arange(5.0, 9)}}
+  a, b = jnp.arange(1.0, 5), jnp.arange(5.0, 9)
+  params = {"a": {"kernel": a}, "b": {"kernel": b}}
   overall, _ = rewa_jax.prune(params, sparsity=0.5)
   each, _ = rewa_jax.prune(params, sparsity=0.5, scope="leaf")
-  assert not overall["a"]["w"].any() and overall["b"]["w"].all()
-  assert each["a"]["w"].tolist() == [0, 0, 3, 4]
-  assert each["b"]["w"].tolist() == [0, 0, 7, 8]
+  assert not overall["a"]["kernel"].any() and overall["b"]["kernel"].all()
+  assert each["a"]["kernel"].tolist() == [0, 0, 3, 4]
+  assert each["b"]["kernel"].tolist() == [0, 0, 7, 8]
 
 
 def test_prune_under_jit_with_a_traced_sparsity():
@@ -51,6 +54,70 @@ def test_prune_under_jit_with_a_traced_sparsity():
   for share in (0.0, 0.5, 1.0):
     wanted = rewa_jax.prune(PARAMS, sparsity=share)
     jax.tree.map(np.testing.assert_array_equal, prune(share), wanted)
+
+
+# At scale.
+
+
+def prune_half(params):
+  return rewa_jax.prune(params, sparsity=0.5)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_pruning_to_a_sparsity_keeps_nothing_of_the_weights_size(devices):
+  mesh = jax.make_mesh((devices,), ("x",), axis_types=(AxisType.Auto,))
+  kernels = [jnp.ones((800, 200)), jnp.ones((800, 40), jnp.bfloat16)]
+  params = jax.device_put(
+    [{"kernel": kernel} for kernel in kernels], NamedSharding(mesh, P("x"))
+  )
+  memory = jax.jit(prune_half).lower(params).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < 5_000
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_pruning_to_a_sparsity_keeps_the_sharding_of_weights(
+  axis_type, compiled
+):
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
+  rng = np.random.default_rng(0)
+  params, sharded = {}, {}
+  for name, shape, spec in [
+    ("a", (16, 6), P("x")),
+    ("b", (4, 3, 8), P(None, None, "x")),
+    ("c", (5,), P()),
+  ]:
+    # Many are equal, some of them where two devices meet.
+    kernel = jnp.asarray(rng.integers(-2, 3, shape), jnp.float32)
+    params[name] = {"kernel": kernel}
+    on_mesh = jax.device_put(kernel, NamedSharding(mesh, spec))
+    sharded[name] = {"kernel": on_mesh}
+  found = (jax.jit(prune_half) if compiled else prune_half)(sharded)
+  jax.tree.map(np.testing.assert_array_equal, found, prune_half(params))
+  for tree in found:
+    for leaf, like in zip(jax.tree.leaves(tree), jax.tree.leaves(sharded)):
+      assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
+
+
+def test_weights_beyond_32_bits_of_them_can_be_pruned_to_a_sparsity():
+  params = {"kernel": jax.ShapeDtypeStruct((2**16 + 5, 2**16 + 5), "bfloat16")}
+  pruned, masks = jax.eval_shape(prune_half, params)
+  assert pruned == params
+  assert masks["kernel"].shape == params["kernel"].shape
+
+
+def test_a_grid_of_sparsities_prunes_as_one_by_one():
+  shares = jnp.array([0.0, 0.4, 1.0])
+  stacked = jax.vmap(lambda s: rewa_jax.prune(PARAMS, sparsity=s))(shares)
+  for i, share in enumerate(shares):
+    jax.tree.map(
+      lambda a, b, i=i: np.testing.assert_array_equal(a[i], b),
+      stacked,
+      rewa_jax.prune(PARAMS, sparsity=share),
+    )
+
+
+# Afterwards.
 
 
 def test_masks_keep_zeros_zero_while_training_goes_on():

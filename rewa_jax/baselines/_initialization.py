@@ -1,5 +1,6 @@
 """The random start of deep weight factorization."""
 
+import functools
 import math
 from typing import Any
 
@@ -46,7 +47,7 @@ def draw_factors(
       standard deviation :math:`\sigma`.
 
   Returns:
-    A tree of latents of the method, of params' dtypes.
+    A tree of latents of the method, of params' dtypes and shardings.
 
   Raises:
     ValueError: if the method's mask does not fit params or selects nothing by
@@ -79,7 +80,12 @@ def draw_factors(
   keys = jax.random.split(key, max(len(leaves), 1))
   return treedef.unflatten(
     parts_of(
-      [box_like(box, factor) for factor in _draw(key, box, method, corrected)]
+      [
+        box_like(box, factor)
+        for factor in _draw(
+          key, jnp.asarray(unbox(box)), depth=method.depth, corrected=corrected
+        )
+      ]
     )
     if is_chosen
     else box
@@ -87,8 +93,8 @@ def draw_factors(
   )
 
 
-def _draw(key, box, method, corrected):
-  x, depth = jnp.asarray(unbox(box)), method.depth
+@functools.partial(jax.jit, static_argnames=("depth", "corrected"))
+def _draw(key, x, *, depth, corrected):
   dtype = wide_dtype(x)
   sigma = jnp.sqrt(jnp.mean(jnp.square(x.astype(dtype))))
   scale = sigma ** (1 / depth)
@@ -96,10 +102,18 @@ def _draw(key, box, method, corrected):
   high = jnp.minimum(1 / scale, 2 ** (1 / depth))
   # By the inverse of the distribution function of |w|: nothing is rejected.
   below, above = erf(low / math.sqrt(2)), erf(high / math.sqrt(2))
-  share = jax.random.uniform(key, (depth, *x.shape), dtype, -1, 1)
-  sizes = math.sqrt(2) * erfinv(below + (above - below) * jnp.abs(share))
-  factors = jnp.copysign(sizes, share)
   if corrected:
     edges = 2 * (low * norm.pdf(low) - high * norm.pdf(high))
-    factors = factors / jnp.sqrt(1 + edges / (above - below))
-  return tuple((scale * factors).astype(x.dtype))
+    scale = scale / jnp.sqrt(1 + edges / (above - below))
+  sharding = jax.typeof(x).sharding
+
+  def draw(key):
+    share = jax.random.uniform(
+      key, x.shape, dtype, -1, 1, out_sharding=sharding
+    )
+    # What does not depend on x would be drawn whole on every device.
+    share = jnp.where(jnp.isnan(x), x.astype(dtype), share)
+    sizes = math.sqrt(2) * erfinv(below + (above - below) * jnp.abs(share))
+    return (scale * jnp.copysign(sizes, share)).astype(x.dtype)
+
+  return [draw(key) for key in jax.random.split(key, depth)]

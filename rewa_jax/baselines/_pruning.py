@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rewa_jax._checks import check_number
+from rewa_jax._checks import Scalar, check_number
 from rewa_jax._masks import Mask, kernels, select
-from rewa_jax._pruning import prune
+from rewa_jax._power import wide_dtype
+from rewa_jax._quantile import above_quantile
 from rewa_jax._trees import check_params, check_shapes
 
 
@@ -26,28 +27,29 @@ class GradualPruningState(NamedTuple):
 
 
 def gradual_pruning(
-  sparsity: jax.typing.ArrayLike,
+  sparsity: "Scalar",
   *,
-  begin: int,
-  end: int,
-  every: int = 100,
+  begin: int | jax.Array,
+  end: int | jax.Array,
+  every: int | jax.Array = 100,
   scope: Literal["global", "leaf"] = "global",
-  mask: Mask | None = kernels,
+  mask: "Mask | None" = kernels,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Prunes ever more of the smallest weights while training goes on.
 
   .. math::
     s_t = s\left(1 - \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^3\right)
 
-  of the weights are zero after update t, counted from 0, of the updates
+  of the weights are pruned after update t, counted from 0, of the updates
   :math:`t_0` to :math:`t_1`, at every so many of which the smallest weights
-  join those pruned. What is pruned stays zero, whatever the momentum.
+  join those pruned. What is pruned stays zero, whatever the momentum; what is
+  zero but not pruned goes on training.
 
   Args:
-    sparsity: s, the share of zeros in the end, 0 to 1. May be traced.
+    sparsity: s, the share pruned in the end, 0 to 1. May be traced, as the
+      next three may.
     begin: :math:`t_0` >= 0, the update from which on weights are pruned.
-    end: :math:`t_1` > begin, the update after which the
-      last are pruned.
+    end: :math:`t_1` >= begin + 1, the update after which the last are pruned.
     every: how many updates apart weights are pruned, >= 1.
     scope: what sparsity is a share of: ``"global"``, all selected leaves
       together, or ``"leaf"``, each on its own.
@@ -87,9 +89,9 @@ def gradual_pruning(
   """
   check_number("sparsity", sparsity, at_least=0, at_most=1)
   check_number("begin", begin, at_least=0)
+  check_number("end", end, at_least=1)
+  check_number("end - begin", end - begin, at_least=1)
   check_number("every", every, at_least=1)
-  if not end > begin:
-    raise ValueError(f"end must be > begin = {begin}, got {end}.")
   if scope not in ("global", "leaf"):
     raise ValueError(f"scope must be 'global' or 'leaf', got {scope!r}.")
 
@@ -119,9 +121,11 @@ def gradual_pruning(
 
     def choose(kept):
       moved = [
-        jnp.where(keep, x + u, 0) for keep, x, u in zip(kept, weights, steps)
+        jnp.where(keep, _size(x + u), 0)
+        for keep, x, u in zip(kept, weights, steps)
       ]
-      return prune(moved, sparsity=share, scope=scope, mask=None)[1]
+      above = above_quantile(moved, share, scope)
+      return [keep & new for keep, new in zip(kept, above)]
 
     due = (since % every == 0) | (state.count == end)
     due = due & (since >= 0) & (state.count <= end)
@@ -140,3 +144,9 @@ def gradual_pruning(
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _size(x):
+  """Returns |x|, but more than 0: of zeros those that are pruned go first."""
+  size = jnp.abs(x).astype(wide_dtype(x))
+  return jnp.maximum(size, jnp.finfo(size.dtype).tiny)

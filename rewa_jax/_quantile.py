@@ -1,0 +1,152 @@
+"""What lies above a quantile of |x|, by counting: nothing is sorted or moved.
+
+Reductions are all it takes, so arrays may be sharded as they like.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rewa_jax._checks import Scalar
+
+Count = tuple[jax.Array, jax.Array]
+
+# What a digit of a count cannot reach.
+BASE = 2**32
+
+
+def count(masks: Sequence[jax.Array]) -> Count:
+  """Counts True in all masks, exactly: the high and the low 32 bits."""
+  zero = jnp.zeros((), jnp.uint32)
+  return functools.reduce(add, map(_count, masks), (zero, zero))
+
+
+def add(a: Count, b: Count) -> Count:
+  """Adds two counts."""
+  low = a[1] + b[1]
+  return a[0] + b[0] + (low < b[1]).astype(low.dtype), low
+
+
+def _count(mask):
+  low = mask.astype(jnp.uint32)
+  zero = np.uint32(0)
+  return lax.reduce(
+    (jnp.zeros_like(low), low), (zero, zero), add, range(mask.ndim)
+  )
+
+
+def above_quantile(
+  arrays: Sequence[jax.Array],
+  share: "Scalar",
+  scope: Literal["global", "leaf"] = "global",
+) -> list[jax.Array]:
+  """Says which entries are left when a share with the smallest |x| goes.
+
+  Exactly ``size - round((1 - share) * size)`` go, of equal ones the first, NaN
+  last. A traced share counts in its own precision.
+
+  Args:
+    arrays: floating point, any shapes and shardings.
+    share: 0 to 1, may be traced.
+    scope: what it is a share of: ``"global"``, all entries together, or
+      ``"leaf"``, those of each array.
+
+  Returns:
+    For every array a mask of its shape and sharding.
+  """
+  if scope == "leaf":
+    return [above_quantile([x], share)[0] for x in arrays]
+  if not arrays:
+    return []
+  size = sum(x.size for x in arrays)
+  if isinstance(share, jax.Array):
+    kept = 1 - jnp.clip(share, 0, 1) * jnp.float32(1)
+    # The float of a large size may be less than the size.
+    left = jnp.where(kept < 1, jnp.round(kept * float(size)), 2.0 * size)
+    digits = [x.astype(jnp.uint32) for x in jnp.divmod(left, float(BASE))]
+  else:
+    left = round((1 - np.asarray(share).item()) * size)
+    digits = [np.uint32(x) for x in divmod(left, BASE)]
+  return _largest(lax.stop_gradient(list(arrays)), digits)
+
+
+@jax.jit
+def _largest(arrays, number):
+  """Says which entries are among the largest: those not below a cut.
+
+  Entries are ordered by words that no two share: the bits of |x| (of floats
+  >= 0 the larger has the larger bits), then the place. The cut is found bit by
+  bit: the highest that at least so many entries are not below.
+  """
+  dtype = jnp.result_type(*arrays)
+  bits = jnp.finfo(dtype).bits
+  sizes = [bits - 1] if bits <= 32 else [31, 32]
+  dims = itertools.zip_longest(*(x.shape for x in arrays), fillvalue=0)
+  last = [len(arrays) - 1, *(max(*dim, 1) - 1 for dim in dims)]
+  places = [number.bit_length() for number in last]
+
+  def above(cut, arrays, depth=None):
+    return [
+      jnp.logical_not(_below(_words(x.astype(dtype), place)[:depth], cut))
+      for place, x in enumerate(arrays)
+    ]
+
+  def search(cut, found, steps, depth):
+    def unfinished(carry):
+      step, _, found = carry
+      return (step < len(steps)) & ~found
+
+    def refine(carry):
+      step, cut, _ = carry
+      # Behind a barrier, lest all words are computed beforehand and kept.
+      here, trial = lax.optimization_barrier((arrays, cut | steps[step]))
+      high, low = count(above(trial, here, depth))
+      found = (high == number[0]) & (low == number[1])
+      more = (high > number[0]) | ((high == number[0]) & (low > number[1]))
+      return step + 1, jnp.where(more | found, trial, cut), found
+
+    if not len(steps):
+      return cut, found
+    return lax.while_loop(unfinished, refine, (0, cut, found))[1:]
+
+  steps = jnp.asarray(
+    [
+      [(word == at) << bit for word in range(len(sizes + places))]
+      for at, width in enumerate(sizes + places)
+      for bit in reversed(range(width))
+    ],
+    jnp.uint32,
+  )
+  cut, found = jnp.zeros_like(steps[0]), jnp.asarray(False)
+  cut, found = search(cut, found, steps[: bits - 1], len(sizes))
+  # Places count where the cut goes through equal ones.
+  cut, _ = search(cut, found, steps[bits - 1 :], None)
+  return above(cut, arrays)
+
+
+def _words(x, place):
+  """Returns what orders the entries of an array, the first word first."""
+  dtype = jnp.dtype(f"uint{jnp.finfo(x.dtype).bits}")
+  bits = lax.bitcast_convert_type(x, dtype) & (jnp.iinfo(dtype).max >> 1)
+  # All NaN alike, above infinity.
+  infinity = np.asarray(jnp.inf, x.dtype).view(dtype)
+  bits = jnp.minimum(bits, infinity + dtype.type(1))
+  words = [bits >> 32, bits] if dtype.itemsize == 8 else [bits]
+  index = [
+    lax.broadcasted_iota(jnp.uint32, x.shape, axis) for axis in range(x.ndim)
+  ]
+  return [*(word.astype(jnp.uint32) for word in words), place, *index]
+
+
+def _below(words, cut):
+  """Compares two rows of words, the longer of which is cut off."""
+  below = False
+  for word, edge in reversed(list(zip(words, cut))):
+    below = (word < edge) | ((word == edge) & below)
+  return below
