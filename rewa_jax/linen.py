@@ -1,14 +1,20 @@
 """Any method for Flax linen: latents in the variables, weights in `apply`."""
 
+import functools
 import inspect
 import types
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from flax.core import lift
+from flax.linen import transforms
 
-from rewa_jax._method import Method
+from rewa_jax._method import Method, is_node
+from rewa_jax._trees import is_box, unbox, with_paths
 
 
 class Reparameterized(nn.Module):
@@ -17,24 +23,31 @@ class Reparameterized(nn.Module):
   The variables have the tree and names of the wrapped module's own, with
   latents in the place of the weights that the method selects. ``init`` stores
   the latents of its ordinary initialization, from the same random numbers, and
-  ``apply`` computes the weights inside. Methods of the module are methods of
-  this one: ``apply(..., method="encode")`` works. What is reached through
-  ``.module`` computes with bare latents; call methods instead. Inside a
-  ``compact`` method the variables are named after the wrapped module, as they
-  would be without the wrapper.
+  ``apply`` computes the weights inside. Where a call changes params, their new
+  latents are those of what it left.
+
+  Methods, properties and fields of the module are those of this one too:
+  ``apply(..., method="encode")`` works, and a wrapped cell goes into
+  ``nn.RNN``. What they return are arrays and other values, no modules. What is
+  reached through ``.module`` computes with bare latents. Inside a ``compact``
+  method the variables are named after the wrapped module, as they would be
+  without the wrapper; if its layers were made there, the mask sees them under
+  their names.
 
   Nothing in the variables of a method that stores one array for one tells them
   from weights: deploy what :meth:`to_weights` returns, never the variables.
 
   Attributes:
-    module: the module to wrap.
+    module: the module to wrap. A module that it calls is wrapped with it, also
+      one that was made elsewhere.
     method: what the latents are, :class:`rewa_jax.Rewa` or another. Its numbers
       are static under ``jax.jit``, unless the module is made inside.
 
   Raises:
     ValueError: on ``init`` and ``apply``, if the method's mask does not fit the
       params or selects nothing by name, or the variables hold weights or the
-      latents of a method that stores another number of arrays.
+      latents of a method that stores another number of arrays. On ``init``,
+      the params are those that one method of the module makes.
     TypeError: if a selected leaf is not floating point.
 
   Examples:
@@ -59,11 +72,14 @@ class Reparameterized(nn.Module):
   module: nn.Module
   method: Method
 
-  def setup(self):
-    nn.share_scope(self, self.module)
+  def __post_init__(self):
+    super().__post_init__()
+    self._share_scope()
 
+  # Flax would record a wrapped call as one more call of the module.
+  @nn.nowrap
   def __call__(self, *args, **kwargs):
-    return self._call_method("__call__", *args, **kwargs)
+    return self._forward("__call__", True, *args, **kwargs)
 
   @nn.nowrap
   def to_weights(self, variables: Any) -> Any:
@@ -87,28 +103,51 @@ class Reparameterized(nn.Module):
       rngs, *args, method=self._own_method(method), **kwargs
     )
 
+  @nn.nowrap
   def __getattr__(self, name: str) -> Any:
-    module = self.__dict__.get("module")
-    if not name.startswith("_") and inspect.isfunction(
-      getattr(type(module), name, None)
-    ):
-
-      def method(self, *args, **kwargs):
-        return self._call_method(name, *args, **kwargs)
-
-      return types.MethodType(method, self)
-    return super().__getattr__(name)
-
-  def _call_method(self, name: str, *args, **kwargs):
-    mapped = nn.map_variables(
-      lambda module, *args, **kwargs: getattr(module, name)(*args, **kwargs),
-      "params",
-      trans_in_fn=self.to_weights,
-      trans_out_fn=self.to_latents,
-      # Not init=True: it takes latents that a first call stored for weights.
-      mutable=self.is_initializing(),
+    if name.startswith("__") or "module" not in self.__dict__:
+      return super().__getattr__(name)
+    is_method = name not in self.module.__dataclass_fields__ and (
+      inspect.isfunction(getattr(type(self.module), name, None))
     )
-    return mapped(self.module, *args, **kwargs)
+    if not is_method:
+      return self._forward(name, False)
+
+    def method(self, *args, **kwargs):
+      return self._forward(name, True, *args, **kwargs)
+
+    return types.MethodType(method, self)
+
+  @nn.nowrap
+  def _share_scope(self):
+    """Puts the module in the place of this one, not below it."""
+    scope, other = self.scope, self.module.scope
+    # Flax checks copies of modules in scopes of their own.
+    if scope is None or other is None or scope.root is not other.root:
+      return
+    # The field's name was taken for a child; the module may have one of it.
+    scope.reservations.pop("module", None)
+    nn.share_scope(self, self.module)
+    if isinstance(self.module, Reparameterized):
+      self.module._share_scope()
+
+  @nn.nowrap
+  def _forward(self, name: str, is_called: bool, *args, **kwargs):
+    """Returns an attribute of the module, or what calling it returns."""
+
+    def forward(module, *args, **kwargs):
+      member = getattr(module, name)
+      return member(*args, **kwargs) if is_called else member
+
+    if self.scope is None:
+      return forward(self.module, *args, **kwargs)
+    if self.module.scope != self.scope:  # Someone shares the scope of this one.
+      self._share_scope()
+    forward.__name__ = name
+    # Flax would record the function as a method of the module.
+    vars(forward)["method_handler_wrapped"] = True
+    lifted = transforms.lift_transform(_with_weights, forward, self.method)
+    return lifted(self.module, *args, **kwargs)
 
   @nn.nowrap
   def _own_method(self, method):
@@ -117,6 +156,61 @@ class Reparameterized(nn.Module):
     function = getattr(method, "__func__", method)
     is_wrapped = name and getattr(type(self.module), name, None) is function
     return name if is_wrapped else method
+
+
+def _with_weights(fn: Callable, method: Method) -> Callable:
+  """Lifts fn to scopes that hold weights where the variables hold latents."""
+
+  def lifted(scope_fn, repack, variables, rngs, *args, **kwargs):
+    roots, others = variables
+    # Several, where layers were made outside of the module that calls them.
+    paths = [s.path for s in scope_fn(variables, rngs) if s.parent is None]
+    names = OrderedDict.fromkeys(map("/".join, paths), 0)
+    tree = jax.tree.structure(names if len(names) > 1 else 0)
+
+    def split(variables):
+      params = tree.flatten_up_to(variables["params"])
+      return tuple({"params": each} for each in params)
+
+    def join(roots):
+      return {"params": tree.unflatten(r.get("params", {}) for r in roots)}
+
+    latents = join(roots)
+    weights = _map_params(method.to_weights, latents)
+    scopes = scope_fn((split(weights), others), rngs)
+    result = fn(scopes, *args, **kwargs)
+    left, others = repack(scopes)
+    if any(left):  # Params are mutable.
+      keep = functools.partial(_latents_left, method, latents, weights)
+      left = split(_map_params(keep, join(left)))
+    return result, (left, others)
+
+  filters = ("params", True)
+  return lift.pack(
+    lifted, filters, filters, (True,), name="to_weights", enable_kwargs=True
+  )
+
+
+def _latents_left(method: Method, latents: Any, before: Any, after: Any) -> Any:
+  """Returns the latents of weights after a call, as they were if unchanged."""
+  nodes = with_paths(latents["params"], is_leaf=is_node)
+  leaves = jax.tree.leaves(before["params"], is_leaf=is_box)
+  known = {path: (node, leaf) for (path, node), leaf in zip(nodes, leaves)}
+
+  def node_of(path, weight):
+    new = method.latents_of(path, weight)
+    if path not in known:
+      return new
+    old, leaf = known[path]
+    if jnp.shape(unbox(leaf)) != jnp.shape(unbox(weight)):
+      return new
+    same = jnp.array_equal(unbox(leaf), unbox(weight))
+    values = zip(jax.tree.leaves(old), jax.tree.leaves(new))
+    return jax.tree.unflatten(
+      jax.tree.structure(new), [jnp.where(same, *pair) for pair in values]
+    )
+
+  return method.map_weights(node_of, after)
 
 
 def _map_params(fn: Callable[[Any], Any], variables: Any) -> Any:

@@ -6,10 +6,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import runs
 from flax import serialization
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+import rewa_jax
+from rewa_jax import baselines
+from tests import runs
 
 DEVICES = 8
 
@@ -101,3 +104,21 @@ def test_a_run_saved_by_eight_devices_continues_on_fewer(way, tmp_path):
     # Two devices add up in another order.
     tolerance = {"rtol": 1e-5, "atol": 1e-6} if count > 1 else {}
     assert_same(advance(step, restored), end, **tolerance)
+
+
+@pytest.mark.parametrize(
+  "method", [runs.REWA, baselines.spred(), baselines.Gated("output", depth=11)]
+)
+def test_latents_restored_without_a_target_are_those_of_the_weights(
+  method, tmp_path
+):
+  weights = runs.BARE.init(jax.random.key(0), runs.INPUTS)
+  model = rewa_jax.linen.Reparameterized(runs.BARE, method)
+  latents = model.to_latents(weights)
+  save(tmp_path / "latents", latents)
+  with ocp.StandardCheckpointer() as checkpointer:
+    restored = checkpointer.restore(tmp_path / "latents")
+  assert_same(restored, latents)
+  assert_same(model.to_weights(restored), model.to_weights(latents))
+  outputs = runs.BARE.apply(weights, runs.INPUTS)
+  assert_same(model.apply(restored, runs.INPUTS), outputs, rtol=1e-4)

@@ -1,8 +1,13 @@
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax.core import freeze
 from flax.training.train_state import TrainState
 
 import rewa_jax
@@ -10,7 +15,18 @@ from rewa_jax import baselines
 
 KEY = jax.random.key(0)
 INPUTS = jax.random.normal(KEY, (6, 5))
+SEQUENCES = jax.random.normal(KEY, (2, 4, 5))
+RNGS = {"params": KEY, "dropout": jax.random.key(1)}
 REWA = rewa_jax.Rewa(k=3, m=1)
+METHODS = [
+  REWA,
+  baselines.spred(),
+  baselines.Gated("output"),
+  baselines.SoftThreshold(),
+]
+all_methods = pytest.mark.parametrize(
+  "method", METHODS, ids=lambda method: type(method).__name__
+)
 
 
 class Network(nn.Module):
@@ -19,7 +35,8 @@ class Network(nn.Module):
     x = nn.Dense(8)(x)
     x = nn.BatchNorm(use_running_average=not train)(x)
     x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
-    return nn.remat(nn.Dense)(2)(x)
+    self.sow("intermediates", "hidden", x)
+    return nn.remat(nn.Dense)(2)(self.perturb("hidden", x))
 
 
 class AutoEncoder(nn.Module):
@@ -33,11 +50,12 @@ class AutoEncoder(nn.Module):
   def encode(self, x):
     return nn.tanh(self.encoder(x))
 
-  def decode(self, z):
-    return self.decoder(z)
+  def decode(self, z, scale=1.0):
+    return scale * self.decoder(z)
 
 
 def assert_close(one, other):
+  assert jax.tree.structure(one) == jax.tree.structure(other)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
     one,
@@ -122,6 +140,73 @@ def test_methods_of_the_module(method):
   assert_close(model.bind(latents).encode(INPUTS), wanted)
   partial = model.init(KEY, INPUTS, method=method)
   assert set(partial["params"]) == {"encoder"}
+
+
+def test_methods_take_keywords():
+  bare, weights, model, latents = setup(AutoEncoder())
+  wanted = bare.apply(weights, INPUTS[:, :3], scale=2.0, method="decode")
+  result = model.apply(latents, INPUTS[:, :3], scale=2.0, method="decode")
+  assert_close(result, wanted)
+
+
+@all_methods
+def test_a_wrapped_cell_goes_into_an_rnn(method):
+  bare = nn.RNN(nn.LSTMCell(3))
+  cell = rewa_jax.linen.Reparameterized(nn.LSTMCell(3), method)
+  model = nn.RNN(cell)
+  weights = bare.init(KEY, SEQUENCES)["params"]
+  latents = {"params": {"cell": method.to_latents(weights["cell"])}}
+  outputs, variables = model.init_with_output(KEY, SEQUENCES)
+  wanted = bare.apply({"params": weights}, SEQUENCES)
+  assert_close(variables, latents)
+  assert_close(outputs, wanted)
+  assert_close(model.apply(latents, SEQUENCES), wanted)
+
+
+def test_a_cell_outside_of_a_model_has_its_properties_and_fields():
+  cell = rewa_jax.linen.Reparameterized(nn.LSTMCell(3), REWA)
+  assert cell.features == 3 and cell.num_feature_axes == 1
+  carry = cell.initialize_carry(KEY, (2, 5))
+  assert_close(carry, nn.LSTMCell(3).initialize_carry(KEY, (2, 5)))
+
+
+class Tied(nn.Module):
+  """What reads the kernel without being an ordinary method."""
+
+  rate: float = 2.0
+
+  def setup(self):
+    self.dense = nn.Dense(5)
+    self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (5, 5))
+
+  def __call__(self, x):
+    return self.dense(x @ self.kernel)
+
+  @property
+  def norm(self):
+    return jnp.linalg.norm(self.kernel)
+
+  @nn.nowrap
+  def product(self, x):
+    return x @ self.variables["params"]["kernel"]
+
+  @staticmethod
+  def double(x):
+    return 2 * x
+
+
+def test_whatever_is_read_of_a_bound_module_are_weights():
+  bare, weights, model, latents = setup(Tied())
+  bare, model = bare.bind(weights), model.bind(latents)
+  for read in [
+    lambda model: model.norm,
+    lambda model: model.kernel,
+    lambda model: model.product(INPUTS),
+    lambda model: model.double(model.rate),
+  ]:
+    assert_close(read(model), read(bare))
+  with pytest.raises(Exception, match="method dense cannot return Modules"):
+    model.dense  # noqa: B018 It would compute with latents.
 
 
 def test_a_method_that_does_not_exist():
@@ -215,10 +300,50 @@ def test_an_own_mask_and_hashing():
   assert isinstance(hash(model), int)
 
 
-def test_capturing_intermediates():
-  _, _, model, latents = setup()
-  _, captured = model.apply(latents, INPUTS, capture_intermediates=True)
-  assert captured["intermediates"]["Dense_0"]["__call__"][0].shape == (6, 8)
+class Halving(nn.Module):
+  """Changes some of its params wherever they are mutable."""
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.lecun_normal()
+    kernel = self.variable("params", "kernel", init, KEY, (5, 2))
+    bias = self.param("bias", nn.initializers.ones, (2,))
+    y = nn.remat(nn.Dense)(2, name="dense")(x) + x @ kernel.value + bias
+    if self.is_mutable_collection("params") and not self.is_initializing():
+      kernel.value = kernel.value / 2
+      self.put_variable("params", "bias", bias / 2)
+    return y
+
+
+@all_methods
+def test_a_call_that_changes_params_leaves_their_latents(method):
+  bare, _, model, latents = setup(Halving(), method)
+  # Not those that to_latents would give.
+  latents = jax.tree.map(lambda y: 1.25 * y, latents)
+  weights = model.to_weights(latents)
+  outputs, changed = model.apply(latents, INPUTS, mutable=["params"])
+  wanted, left = bare.apply(weights, INPUTS, mutable=["params"])
+  assert_close(outputs, wanted)
+  assert_close(model.to_weights(changed), left)
+  assert_close(changed["params"]["bias"], latents["params"]["bias"] / 2)
+  for name in ("kernel", "bias"):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      changed["params"]["dense"][name],
+      latents["params"]["dense"][name],
+    )
+
+
+@all_methods
+def test_apply_initializes_params_that_are_missing(method):
+  bare, _, model, _ = setup(method=method)
+  outputs, variables = model.apply(
+    {}, INPUTS, mutable=["params", "batch_stats"], rngs=RNGS
+  )
+  assert_close(
+    variables, model.init(RNGS, INPUTS, mutable=["params", "batch_stats"])
+  )
+  assert_close(outputs, bare.apply(model.to_weights(variables), INPUTS))
 
 
 def test_a_module_without_params():
@@ -236,10 +361,222 @@ def test_bad_input_is_refused():
   for use in (model.init, lambda key, x: model.apply(weights, x)):
     with pytest.raises(ValueError, match="mask must have the structure"):
       use(KEY, INPUTS)
-  spred = rewa_jax.linen.Reparameterized(bare, baselines.spred())
-  for latents in (weights, REWA.to_latents(weights)):
-    with pytest.raises(ValueError, match="kernel holds one array, but Factor"):
-      spred.apply(latents, INPUTS)
   _, _, model, _ = setup(bare)
-  with pytest.raises(ValueError, match="kernel holds 2 arrays for one, but Re"):
-    model.apply(spred.to_latents(weights), INPUTS)
+  for method in METHODS[1:]:
+    other = rewa_jax.linen.Reparameterized(bare, method)
+    for latents in (weights, REWA.to_latents(weights)):
+      with pytest.raises(ValueError, match="kernel holds one array, but"):
+        other.apply(latents, INPUTS)
+    with pytest.raises(ValueError, match="2 arrays for one, but Rewa"):
+      model.apply(other.to_latents(weights), INPUTS)
+
+
+@pytest.mark.parametrize("freeze_mask", [dict, freeze])
+@pytest.mark.parametrize("freeze_params", [dict, freeze])
+def test_masks_and_params_may_be_frozen_or_not(freeze_mask, freeze_params):
+  mask = freeze_mask(
+    {"encoder": {"kernel": True, "bias": False}, "decoder": False}
+  )
+  bare = AutoEncoder()
+  weights = freeze_params(bare.init(KEY, INPUTS)["params"])
+  for method in (
+    rewa_jax.Rewa(k=3, mask=mask),
+    baselines.spred(mask=mask),
+  ):
+    model = rewa_jax.linen.Reparameterized(bare, method)
+    latents = method.to_latents(weights)
+    assert_close(freeze_params(model.init(KEY, INPUTS)["params"]), latents)
+    assert_close(
+      model.apply({"params": latents}, INPUTS),
+      bare.apply({"params": weights}, INPUTS),
+    )
+    report = rewa_jax.sparsity(latents, method=method)
+    assert report.size == {"encoder/kernel": 15}
+    for solver in (
+      rewa_jax.sgd(0.1, method, weight_decay=0.1, momentum=0.9),
+      rewa_jax.adamw(0.1, method, weight_decay=0.1),
+    ):
+      updates, _ = solver.update(latents, solver.init(latents), latents)
+      assert jax.tree.structure(updates) == jax.tree.structure(latents)
+    solver = rewa_jax.reparameterize(optax.sgd(0.1), method)
+    updates, _ = solver.update(weights, solver.init(weights), weights)
+    assert jax.tree.structure(updates) == jax.tree.structure(weights)
+  assert rewa_jax.sparsity(weights, mask=mask).size == {"encoder/kernel": 15}
+  pruned, _ = rewa_jax.prune(weights, sparsity=0.8, mask=mask)
+  assert_close(pruned["decoder"], weights["decoder"])
+  assert int(jnp.sum(pruned["encoder"]["kernel"] != 0)) == 3
+
+
+# At k = 1 the wrapped module is the bare one: a case makes a module with
+# `wrap` around it or around parts of it.
+
+
+class Calls(nn.Module):
+  """A field of the same name as the wrapper's."""
+
+  module: nn.Module
+  times: int = 2
+
+  def __call__(self, x):
+    for _ in range(self.times):
+      x = self.module(x)
+    return x
+
+
+class Counter(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    count = self.variable("cache", "count", jnp.zeros, ())
+    count.value += 1
+    return nn.Dropout(0.5, deterministic=False)(count.value * nn.Dense(5)(x))
+
+
+class Layer(nn.Module):
+  @nn.compact
+  def __call__(self, x, _=None):
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    return nn.Dense(5, kernel_init=init)(x), None
+
+
+class LowRank(nn.Module):
+  base: nn.Module
+
+  def setup(self):
+    nn.share_scope(self, self.base)
+
+  @nn.compact
+  def __call__(self, x):
+    y = self.base(x)
+    return y + x @ self.param("a", nn.initializers.normal(), (5, 5))
+
+
+class Compact(nn.Module):
+  make: Callable[[], nn.Module]
+  lift: Callable = lambda fn: fn
+
+  @nn.compact
+  def __call__(self, x):
+    part = self.make()
+    call = self.lift(lambda part, x: part(x))
+    return nn.Dense(5)(x), call(part, x), call(part, x)
+
+
+class Setup(nn.Module):
+  make: Callable[[], nn.Module]
+
+  def setup(self):
+    self.parts = [self.make(), self.make()]
+
+  def __call__(self, x):
+    return self.parts[1].decode(self.parts[0].encode(x), scale=2.0)
+
+
+class Unrolled(nn.Module):
+  make: Callable[[], nn.Module]
+
+  @nn.compact
+  def __call__(self, x):
+    cell = self.make()
+    carry = cell.initialize_carry(KEY, x[:, 0].shape)
+    return [cell(carry, x[:, t]) for t in range(2)], cell.features
+
+
+def sequential():
+  return nn.Sequential([nn.Dense(5), nn.LayerNorm(), nn.Dense(5)])
+
+
+per_layer = dict(
+  variable_axes={"params": 0, "intermediates": 0, "cache": 0},
+  split_rngs={"params": True, "dropout": True},
+)
+named = dict(metadata_params={nn.PARTITION_NAME: "layers"})
+
+
+def scanned(part, x):
+  layers = nn.scan(lambda part, x, _: part(x), length=3, **per_layer, **named)
+  return layers(part, x, None)
+
+
+CASES = {
+  "compact": lambda wrap: wrap(Network()),
+  "setup": lambda wrap: wrap(AutoEncoder()),
+  "a name": lambda wrap: wrap(nn.Dense(3, name="dense")),
+  "layers as fields": lambda wrap: wrap(sequential()),
+  "a layer called twice": lambda wrap: wrap(Calls(nn.Dense(5))),
+  "a cache": lambda wrap: wrap(Counter()),
+  "scanned layers": lambda wrap: wrap(
+    nn.scan(Layer, length=3, **per_layer, **named)()
+  ),
+  "mapped layers": lambda wrap: wrap(nn.vmap(nn.Dense, **per_layer)(3)),
+  "a jitted layer": lambda wrap: wrap(nn.jit(nn.Dense)(3)),
+  "a shared scope": lambda wrap: wrap(LowRank(nn.Dense(5))),
+  "a recurrent network": lambda wrap: wrap(nn.RNN(nn.LSTMCell(3))),
+  "a wrapper": lambda wrap: wrap(wrap(sequential())),
+  "part called twice": lambda wrap: Calls(wrap(Counter())),
+  "parts that share a layer": lambda wrap: (
+    lambda layer: nn.Sequential([wrap(layer), wrap(layer)])
+  )(nn.Dense(5)),
+  "part in compact": lambda wrap: Compact(lambda: wrap(Counter())),
+  "layers made in compact": lambda wrap: Compact(lambda: wrap(sequential())),
+  "parts in setup": lambda wrap: Setup(lambda: wrap(AutoEncoder())),
+  "part that shares its scope": lambda wrap: LowRank(wrap(nn.Dense(5))),
+  "part under remat": lambda wrap: Compact(lambda: wrap(Counter()), nn.remat),
+  "part under jit": lambda wrap: Compact(lambda: wrap(nn.Dense(5)), nn.jit),
+  "part under vmap": lambda wrap: Compact(
+    lambda: wrap(Counter()), functools.partial(nn.vmap, **per_layer)
+  ),
+  "part under scan": lambda wrap: Compact(
+    lambda: wrap(Layer()), lambda _: scanned
+  ),
+  "cell": lambda wrap: nn.RNN(wrap(nn.GRUCell(3)), return_carry=True),
+  "cell in compact": lambda wrap: Unrolled(lambda: wrap(nn.LSTMCell(3))),
+  "recurrent networks": lambda wrap: nn.Bidirectional(
+    wrap(nn.RNN(nn.GRUCell(3))), wrap(nn.RNN(nn.GRUCell(3)))
+  ),
+  "whole and its parts": lambda wrap: wrap(
+    nn.Bidirectional(nn.RNN(wrap(nn.GRUCell(3))), nn.RNN(nn.GRUCell(3)))
+  ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_at_k_1_the_wrapped_module_is_the_bare_one(case):
+  bare = CASES[case](lambda module: module)
+  model = CASES[case](
+    lambda module: rewa_jax.linen.Reparameterized(module, rewa_jax.Rewa(k=1))
+  )
+  variables = bare.init(RNGS, SEQUENCES)
+  assert_close(model.init(RNGS, SEQUENCES), variables)
+
+  def run(model, variables):
+    return model.apply(
+      *(variables, SEQUENCES),
+      rngs=RNGS,
+      mutable=True,
+      capture_intermediates=True,
+    )
+
+  assert_close(run(model, variables), run(bare, variables))
+  assert_close(run(model, {}), run(bare, {}))
+  # Rows of tables.
+  modules = bare.module_paths(RNGS, SEQUENCES)
+  assert model.module_paths(RNGS, SEQUENCES).keys() == modules.keys()
+
+
+@pytest.mark.parametrize("case", ["compact", "cell", "part under remat"])
+def test_no_call_but_those_of_the_bare_module_is_captured(case):
+  bare = CASES[case](lambda module: module)
+  model = CASES[case](
+    lambda module: rewa_jax.linen.Reparameterized(module, REWA)
+  )
+
+  def captured(model):
+    _, variables = model.apply(
+      *({}, SEQUENCES),
+      rngs=RNGS,
+      mutable=True,
+      capture_intermediates=lambda module, name: True,
+    )
+    return jax.tree.map(jnp.shape, variables["intermediates"])
+
+  assert captured(model) == captured(bare)
