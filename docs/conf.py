@@ -18,8 +18,6 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
 # What is not a page, such as a folder, is no link here. Tests follow all links.
 suppress_warnings = ["myst.xref_missing"]
 nitpicky = True
-# Of baselines.GroupedRewa, which means rewa_jax.Penalty.
-nitpick_ignore = [("py:class", "Penalty")]
 # Without a network nothing says where the names of others lead.
 nitpick_ignore_regex = [
   ("py:.*", r"(collections|flax|jax|numpy|nnx|optax)\..*|ArrayTree"),

@@ -21,7 +21,7 @@ def scale_by_method(
 
   That is :func:`scale_by_rewa` for :class:`Rewa` and nothing for most others.
   An optimizer of one's own is a chain of this, a rule such as
-  ``optax.scale_by_lion()``, ``optax.add_decayed_weights(weight_decay,
+  ``optax.scale_by_belief()``, ``optax.add_decayed_weights(weight_decay,
   mask=method.decaying)`` and the learning rate.
 
   Args:

@@ -88,8 +88,8 @@ class GroupedRewa(Method):
     \frac{x_g}{r_g}, \qquad R(x) = \mathrm{Penalty}(k, m, \epsilon)
     (\|x_1\|, \|x_2\|, \dots)
 
-  with the exponents p and q of :class:`Penalty`. In groups of one weight this
-  is ReWA itself.
+  with the exponents p and q of :class:`rewa_jax.Penalty`. In groups of one
+  weight this is ReWA itself.
 
   Attributes:
     k: the power, one number >= 1. May be traced, as m and eps may.
