@@ -1,81 +1,109 @@
-"""What all programs share and none is about: results, tables, Ctrl-C."""
+"""What all programs share and none is about: options, results, Ctrl-C."""
 
+import argparse
+import csv
 import datetime
-import importlib.metadata
+import io
 import json
 import os
-import pathlib
 import platform
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
 
 import jax
+import matplotlib
+import matplotlib.pyplot as plt
 
-import rewa_jax
-
-
-def command(module: str, argv: Sequence[str] = ()) -> str:
-  """Returns the line that starts a program: python -m examples.theory.task."""
-  return shlex.join(["python", "-m", module, *argv])
+matplotlib.use("Agg")
 
 
-def provenance(*packages: str) -> dict[str, Any]:
-  """Returns date, versions and machine, for a JSON of results.
+def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
+  """Returns a parser that has --out, the folder of the results."""
+  result = argparse.ArgumentParser(
+    description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  text = "folder of the results (default: %(default)s)"
+  result.add_argument("--out", type=folder, default=out, help=text)
+  return result
 
-  Args:
-    packages: those whose versions matter beside jax and optax.
-  """
-  cpuinfo = pathlib.Path("/proc/cpuinfo")
-  lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-  names = [line.split(": ")[1] for line in lines if "model name" in line]
+
+def folder(name: str) -> Path:
+  """Returns a folder that is there: a run should not fail at its end."""
+  try:
+    Path(name).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+  return Path(name)
+
+
+def provenance(module: str, argv: Sequence[str], *packages: str) -> dict:
+  """Returns command, date, versions and machine, for a JSON of results."""
+  # Of paths the last name: where folders lie is nobody's business.
+  words = [re.sub(r"[^=]*/", "", word.rstrip("/")) for word in argv]
+  text = "".join(path.read_text() for path in Path("/proc").glob("cpuinfo"))
+  name = (re.findall("model name.*: (.*)", text) or [platform.processor()])[0]
+  device = jax.devices()[0].device_kind
   return {
+    "command": shlex.join(["python", "-m", module, *words]),
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "python": platform.python_version(),
     "versions": {
-      "python": platform.python_version(),
-      "rewa_jax": rewa_jax.__version__,
-      **{
-        package: importlib.metadata.version(package)
-        for package in ("jax", "optax", *packages)
-      },
+      p: version(p) for p in ("rewa_jax", "jax", "optax", *packages)
     },
-    "machine": f"{names[0] if names else platform.processor()},"
-    f" {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
+    "machine": f"{name}, {os.cpu_count()} cores, {device}",
   }
 
 
-def write(path: pathlib.Path, content: bytes) -> None:
+def write(path: Path, content: str | bytes) -> None:
   """Writes a file that is there whole or not at all, whatever happens."""
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(path.name + ".part")
-  part.write_bytes(content)
+  part.write_bytes(content.encode() if isinstance(content, str) else content)
   part.replace(path)
 
 
-def write_json(path: pathlib.Path, results: Any) -> None:
-  """Writes results as JSON."""
-  write(path, (json.dumps(results, indent=1) + "\n").encode())
+def write_json(path: Path, results: dict) -> None:
+  write(path, json.dumps(results, indent=1) + "\n")
 
 
-def markdown_table(
-  columns: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> str:
-  """Returns rows as a Markdown table; floats get three digits."""
-  cells = [
-    [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
-    for row in rows
-  ]
-  lines = [columns, ["---"] * len(columns), *cells]
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable) -> None:
+  """Writes a table; floats get six digits."""
+  cells = [[f"{x:.6g}" if isinstance(x, float) else x for x in r] for r in rows]
+  text = io.StringIO()
+  csv.writer(text, lineterminator="\n").writerows([columns, *cells])
+  write(path, text.getvalue())
 
 
-def leave_on_ctrl_c(message: str) -> None:
+def write_figure(path: Path, figure: plt.Figure) -> None:
+  """Writes a figure as PNG, and closes it."""
+  png = io.BytesIO()
+  figure.savefig(png, dpi=150)
+  plt.close(figure)
+  write(path, png.getvalue())
+
+
+def markdown(columns: Sequence[str], rows: Iterable) -> str:
+  """Returns a table; floats get three digits."""
+  cells = [[f"{x:.3g}" if isinstance(x, float) else x for x in r] for r in rows]
+  lines = [f"| {' | '.join(map(str, r))} |\n" for r in (columns, *cells)]
+  return "".join([lines[0], "|" + "---|" * len(columns) + "\n", *lines[1:]])
+
+
+def made_by(made: dict) -> str:
+  """Returns the line under a table that says where it comes from."""
+  return f"\nMade by `{made['command']}` on {made['machine']}.\n"
+
+
+def leave_on_ctrl_c(message: str = "nothing is written.") -> None:
   """Makes Ctrl-C end the program with a sentence instead of a traceback."""
 
   def leave(*_):
-    print(f"\n{message}", file=sys.stderr, flush=True)
+    print(f"\nInterrupted; {message}", file=sys.stderr, flush=True)
     os._exit(130)  # Not sys.exit: XLA's threads may be at work still.
 
   signal.signal(signal.SIGINT, leave)

@@ -1,12 +1,9 @@
-import pathlib
-import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))
-import idx
+from examples import idx
 
 NAMES = [
   f"{part}-{kind}"

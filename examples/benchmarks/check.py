@@ -15,8 +15,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .. import kit
 from . import grids, optimizer_step, training_step
-from .timing import table
 
 COMMITTED = pathlib.Path(__file__).parent / "results"
 METHODS = ("rewa_sgd", "drop-in", "rewa_adamw")
@@ -74,20 +74,18 @@ def compare(
   ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
   """Runs the program, and returns its exit status."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--results", type=pathlib.Path, default=COMMITTED)
   args = parser.parse_args(argv)
-  try:
-    rows = compare(measured(), committed(args.results))
-  except KeyboardInterrupt:
-    return 130
-  print(table(("ratio", "committed", "measured", ""), rows))
+  rows = compare(measured(), committed(args.results))
+  print(kit.markdown(("ratio", "committed", "measured", ""), rows))
   return int(any(row[-1] == "worse" for row in rows))
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  kit.leave_on_ctrl_c()
+  sys.exit(main(sys.argv[1:]))

@@ -8,10 +8,8 @@ Prints a table and writes a JSON.
   python -m examples.benchmarks.fully_sharded
 """
 
-import argparse
 import functools
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +28,7 @@ from tqdm import tqdm
 
 import rewa_jax
 
-from .timing import save, table
+from .. import kit
 from .transformer import GPT2, SEVEN_BILLION
 
 MODELS = {"7b": SEVEN_BILLION, "124m": GPT2}
@@ -101,21 +99,11 @@ def compiled(
   return jitted.lower(params, state, tokens).compile()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program, and returns its exit status."""
-  argv = sys.argv[1:] if argv is None else argv
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+def main(argv: Sequence[str]) -> None:
+  parser = kit.parser(__doc__, "results/benchmarks")
   add = parser.add_argument
   add("--model", choices=MODELS, default="7b")
   add("--length", type=int, help="of sequences (default: the model's)")
-  add(
-    "--out",
-    type=pathlib.Path,
-    default="results/benchmarks",
-    help="folder of fully_sharded.json (default: %(default)s)",
-  )
   args = parser.parse_args(argv)
   devices = jax.devices("cpu")
   mesh = jax.make_mesh(
@@ -133,27 +121,24 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   length = args.length or model().length
   rows = {}
-  try:
-    for name, way in tqdm(ways(model).items(), unit="way"):
-      memory = compiled(*way, mesh, length).memory_analysis()
-      arguments = memory.argument_size_in_bytes
-      temporary = (
-        memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-      )
-      rows[name] = {
-        "bytes_per_device": arguments + temporary,
-        "arguments": arguments,
-        "temporary": temporary,
-      }
-  except KeyboardInterrupt:
-    return 130
+  for name, way in tqdm(ways(model).items(), unit="way"):
+    memory = compiled(*way, mesh, length).memory_analysis()
+    arguments = memory.argument_size_in_bytes
+    temporary = (
+      memory.temp_size_in_bytes
+      + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes
+    )
+    rows[name] = {
+      "bytes_per_device": arguments + temporary,
+      "arguments": arguments,
+      "temporary": temporary,
+    }
   least = rows["optax.adamw"]["bytes_per_device"]
   for row in rows.values():
     row["ratio"] = round(row["bytes_per_device"] / least, 4)
   print(
-    table(
+    kit.markdown(
       COLUMNS,
       [
         (name, *(row[key] / 1e9 for key in list(row)[:3]), row["ratio"])
@@ -161,11 +146,12 @@ def main(argv: Sequence[str] | None = None) -> int:
       ],
     )
   )
+  made = kit.provenance("examples.benchmarks.fully_sharded", argv, "flax")
   results = {"model": args.model, "devices": mesh.size, "length": length}
   path = args.out / "fully_sharded.json"
-  save(path, "fully_sharded.py", argv, {**results, "ways": rows})
-  return 0
+  kit.write_json(path, {**made, **results, "ways": rows})
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  kit.leave_on_ctrl_c()
+  main(sys.argv[1:])

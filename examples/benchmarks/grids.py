@@ -7,8 +7,6 @@ turns. Prints a table and writes a JSON.
   python -m examples.benchmarks.grids
 """
 
-import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -22,7 +20,8 @@ from tqdm import tqdm
 
 import rewa_jax
 
-from .timing import save, table, take_turns
+from .. import kit
+from .timing import take_turns
 
 REWA = rewa_jax.Rewa(k=9, m=2)
 BATCH_SIZE = 128
@@ -95,32 +94,22 @@ def measure(steps: int, turns: int) -> dict[str, dict[str, float]]:
   }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program, and returns its exit status."""
-  argv = sys.argv[1:] if argv is None else argv
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+def main(argv: Sequence[str]) -> None:
+  parser = kit.parser(__doc__, "results/benchmarks")
   add = parser.add_argument
   add("--steps", type=int, default=1000, help="of each of the 32 runs")
   add("--turns", type=int, default=3, help="timed grids and sequences")
-  add(
-    "--out",
-    type=pathlib.Path,
-    default="results/benchmarks",
-    help="folder of grids.json (default: %(default)s)",
-  )
   args = parser.parse_args(argv)
-  try:
-    rows = measure(args.steps, args.turns)
-  except KeyboardInterrupt:
-    return 130
+  rows = measure(args.steps, args.turns)
   columns = ("way", "seconds", "settings a second", "times sequence")
-  print(table(columns, [(way, *row.values()) for way, row in rows.items()]))
+  print(
+    kit.markdown(columns, [(way, *row.values()) for way, row in rows.items()])
+  )
+  made = kit.provenance("examples.benchmarks.grids", argv, "flax")
   results = {"steps": args.steps, "ways": rows}
-  save(args.out / "grids.json", "grids.py", argv, results)
-  return 0
+  kit.write_json(args.out / "grids.json", made | results)
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  kit.leave_on_ctrl_c()
+  main(sys.argv[1:])

@@ -8,9 +8,7 @@ tables and writes a JSON.
   python -m examples.benchmarks.growth
 """
 
-import argparse
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -28,8 +26,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from .. import kit
 from .optimizer_step import compiled, methods
-from .timing import save, table, take_turns
+from .timing import take_turns
 
 WAYS = ("sgd", "rewa_sgd, sgd", "drop-in, sgd")
 COLUMNS = ("parameters", "devices", "way", "ms", "times sgd", "bytes each")
@@ -77,12 +76,8 @@ def measure(size: int, devices: int, turns: int) -> list[dict[str, Any]]:
   return results
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program, and returns its exit status."""
-  argv = sys.argv[1:] if argv is None else argv
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+def main(argv: Sequence[str]) -> None:
+  parser = kit.parser(__doc__, "results/benchmarks")
   add = parser.add_argument
   add(
     "--sizes",
@@ -93,31 +88,23 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   add("--shared", type=float, default=1e7, help="over 2, 4 and 8 devices")
   add("--turns", type=int, default=10, help="timed steps, of each way")
-  add(
-    "--out",
-    type=pathlib.Path,
-    default="results/benchmarks",
-    help="folder of growth.json (default: %(default)s)",
-  )
   args = parser.parse_args(argv)
   cases = [(int(size), 1) for size in args.sizes]
   cases += [(int(args.shared), devices) for devices in (2, 4, 8)]
   rows = []
-  try:
-    for size, devices in tqdm(cases, unit="case"):
-      rows += measure(size, devices, args.turns)
-  except KeyboardInterrupt:
-    return 130
+  for size, devices in tqdm(cases, unit="case"):
+    rows += measure(size, devices, args.turns)
   order = ("parameters", "devices", "way", "milliseconds", "ratio")
   print(
-    table(
+    kit.markdown(
       COLUMNS,
       [[row[key] for key in (*order, "bytes_per_device")] for row in rows],
     )
   )
-  save(args.out / "growth.json", "growth.py", argv, {"rows": rows})
-  return 0
+  made = kit.provenance("examples.benchmarks.growth", argv, "flax")
+  kit.write_json(args.out / "growth.json", {**made, "rows": rows})
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  kit.leave_on_ctrl_c()
+  main(sys.argv[1:])

@@ -11,10 +11,8 @@ is not installed.
   python -m examples.benchmarks.optimizer_step --tree resnet18
 """
 
-import argparse
 import functools
 import importlib.util
-import pathlib
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +27,8 @@ from tqdm import tqdm
 import rewa_jax
 from rewa_jax import baselines
 
-from .timing import save, table, take_turns
+from .. import kit
+from .timing import take_turns
 from .trees import TREES, shapes
 
 SGD_REWA = rewa_jax.Rewa(k=9, m=2)
@@ -249,52 +248,35 @@ def _torch_rows(leaves):
   return rows
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program, and returns its exit status."""
-  argv = sys.argv[1:] if argv is None else argv
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+def main(argv: Sequence[str]) -> None:
+  parser = kit.parser(__doc__, "results/benchmarks")
   add = parser.add_argument
   add("--tree", choices=TREES, nargs="+", default=["resnet18"])
   add("--method", nargs="+", default=[], help="names of rows (default: all)")
   add("--turns", type=int, default=10, help="timed steps of each round")
-  add(
-    "--out",
-    type=pathlib.Path,
-    default="results/benchmarks",
-    help="folder of optimizer_step.json (default: %(default)s)",
-  )
   args = parser.parse_args(argv)
   known = {*methods(), *_torch_rows({})} if args.method else set()
   if unknown := set(args.method) - known:
     parser.error(f"no methods {sorted(unknown)}; there are {sorted(known)}")
   trees = {}
-  try:
-    for tree in args.tree:
-      trees[tree] = measure(tree, args.method, args.turns)
-      rows = [
-        (
-          name,
-          row["milliseconds"],
-          row["ratio"],
-          row.get("share_of_limit", ""),
-          row.get("kernels_per_leaf", ""),
-        )
-        for name, row in trees[tree]["methods"].items()
-      ]
-      print(f"\n{tree}, {trees[tree]['parameters']:,} parameters")
-      print(table(COLUMNS, rows), flush=True)
-  except KeyboardInterrupt:
-    return 130
-  save(
-    args.out / "optimizer_step.json",
-    "optimizer_step.py",
-    argv,
-    {"trees": trees},
-  )
-  return 0
+  for tree in args.tree:
+    trees[tree] = measure(tree, args.method, args.turns)
+    rows = [
+      (
+        name,
+        row["milliseconds"],
+        row["ratio"],
+        row.get("share_of_limit", ""),
+        row.get("kernels_per_leaf", ""),
+      )
+      for name, row in trees[tree]["methods"].items()
+    ]
+    print(f"\n{tree}, {trees[tree]['parameters']:,} parameters")
+    print(kit.markdown(COLUMNS, rows), flush=True)
+  made = kit.provenance("examples.benchmarks.optimizer_step", argv, "flax")
+  kit.write_json(args.out / "optimizer_step.json", {**made, "trees": trees})
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  kit.leave_on_ctrl_c()
+  main(sys.argv[1:])

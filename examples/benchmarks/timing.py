@@ -1,16 +1,11 @@
 """Steps that take turns, so that they share whatever else the machine does."""
 
-import json
-import pathlib
-import shlex
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-
-from ..provenance import provenance
 
 Step = Callable[[Any], Any]
 
@@ -44,25 +39,3 @@ def take_turns(
         times[name].append(time.perf_counter() - begin)
     progress()
   return {name: statistics.median(times[name]) for name in names}
-
-
-def save(
-  path: pathlib.Path, program: str, argv: Sequence[str], results: Any
-) -> None:
-  """Writes results as JSON with the command, machine, versions and date."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  command = shlex.join(
-    ["python", "-m", f"examples.benchmarks.{program}", *argv]
-  )
-  everything = {"command": command, **provenance("flax"), **results}
-  path.write_text(json.dumps(everything, indent=1) + "\n")
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """Returns rows as a markdown table; floats get three digits."""
-  cells = [
-    [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
-    for row in rows
-  ]
-  lines = [columns, ["---"] * len(columns), *cells]
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)

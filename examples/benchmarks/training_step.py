@@ -10,7 +10,6 @@ JSON.
 
 import argparse
 import contextlib
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +22,9 @@ from tqdm import tqdm
 
 import rewa_jax
 
+from .. import kit
 from ..image_classification.models import MODELS
-from .timing import save, table, take_turns
+from .timing import take_turns
 from .transformer import GPT2
 
 REWA = rewa_jax.Rewa(k=9, m=2)
@@ -172,9 +172,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = kit.parser(__doc__, "results/benchmarks")
   add = parser.add_argument
   add("--model", choices=(*MODELS, "transformer"), default="resnet20")
   add("--resolution", type=int, default=32, help="of images, pixels")
@@ -184,25 +182,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   add("--batch-size", type=int, default=128)
   add("--turns", type=int, default=20, help="timed steps, of each way")
   add("--compilations", type=int, default=5, help="timed, of each way")
-  add(
-    "--out",
-    type=pathlib.Path,
-    default="results/benchmarks",
-    help="folder of training_step_MODEL.json (default: %(default)s)",
-  )
   return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program, and returns its exit status."""
-  argv = sys.argv[1:] if argv is None else argv
+def main(argv: Sequence[str]) -> None:
   args = parse(argv)
-  try:
-    rows = measure(args)
-  except KeyboardInterrupt:
-    return 130
+  rows = measure(args)
   print(
-    table(
+    kit.markdown(
       (*COLUMNS, "times dense"),
       [
         (
@@ -219,11 +206,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
   )
   settings = {k: v for k, v in vars(args).items() if k != "out"}
+  made = kit.provenance("examples.benchmarks.training_step", argv, "flax")
   results = {"settings": settings, "ways": rows}
   path = args.out / f"training_step_{args.model}.json"
-  save(path, "training_step.py", argv, results)
-  return 0
+  kit.write_json(path, made | results)
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  kit.leave_on_ctrl_c()
+  main(sys.argv[1:])

@@ -8,19 +8,18 @@ or 4 points below the dense network's is chosen. What was chosen is trained anew
 from other seeds and tested once.
 
 Reads the IDX files of MNIST or of a data set in its format from --data, or
-takes scikit-learn's digits, enlarged to 28 x 28. A folder --out that holds
-finished methods is continued. Writes results.csv, table.md, curves.png and, for
-every method, a JSON.
+takes scikit-learn's digits, enlarged to 28 x 28. Writes results.csv, table.md,
+curves.png and, for every method, a JSON, to a folder in --out for the network;
+one that holds finished methods is continued.
 """
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import pathlib
 import re
-import shlex
-import signal
 import sys
 from typing import Any
 
@@ -32,8 +31,7 @@ from tqdm import tqdm
 
 import rewa_jax
 
-from .. import idx
-from ..provenance import provenance
+from .. import idx, kit
 from . import tables
 from .methods import METHODS
 from .networks import NETWORKS
@@ -48,6 +46,7 @@ THRESHOLDS = (
 )
 GRID_SEED, FINAL_SEEDS = 0, (1, 2, 3)
 TIMED_STEPS = 100
+MODULE = "examples.compare_methods.compare"
 FAST = ("dense", "ReWA", "spred", "L1, proximal", "GMP")
 
 
@@ -201,22 +200,16 @@ def write_pilots(path, pilots) -> None:
     for seed, weights in pilots.items()
     for i, leaf in enumerate(jax.tree.leaves(weights))
   }
-  part = path.with_name("part.npz")
-  np.savez(part, **leaves)
-  part.replace(path)
-
-
-def write(path: pathlib.Path, content: bytes) -> None:
-  part = path.with_name(path.name + ".part")
-  part.write_bytes(content)
-  part.replace(path)
+  content = io.BytesIO()
+  np.savez(content, **leaves)
+  kit.write(path, content.getvalue())
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
   text = json.dumps(content, indent=1)
   # A line for each innermost list, of which there are many.
   text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
-  write(path, (text + "\n").encode())
+  kit.write(path, text + "\n")
 
 
 def file_name(method: str) -> str:
@@ -224,9 +217,7 @@ def file_name(method: str) -> str:
 
 
 def parse(argv) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = kit.parser(__doc__, "results/compare_methods")
   add = parser.add_argument
   add(
     "--network",
@@ -259,11 +250,6 @@ def parse(argv) -> argparse.Namespace:
     help="train nothing: time the methods that --out holds anew, one right"
     " after the other, for a column of milliseconds measured in one go",
   )
-  add(
-    "--out",
-    type=pathlib.Path,
-    help="folder for the results (default: results/compare_methods/NETWORK)",
-  )
   args = parser.parse_args(argv)
   known = METHODS[args.network]()
   if args.network == "lenet300":
@@ -280,8 +266,9 @@ def parse(argv) -> argparse.Namespace:
     args.epochs = fast if args.fast else slow
   if args.epochs < 1:
     parser.error(f"--epochs must be at least 1, got {args.epochs}")
-  if args.out is None:
-    args.out = pathlib.Path("results", "compare_methods", args.network)
+  args.out /= args.network
+  # Timing anew is not what made the results.
+  args.argv = [word for word in argv if word != "--time"]
   args.seeds = FINAL_SEEDS[:1] if args.fast else FINAL_SEEDS
   return args
 
@@ -314,7 +301,8 @@ def compare(args, network, data) -> dict[str, Any]:
     ):
       result = stored
     else:
-      result = {"method": name, "settings": settings, **provenance()}
+      result = {"method": name, "settings": settings}
+      result |= kit.provenance(MODULE, args.argv)
       pilot = pilots.get(GRID_SEED)
       advance = bar.update
       tuned = tune(network, recipe, data, args.epochs, pilot, advance)
@@ -412,39 +400,25 @@ def time_again(args, network, data) -> dict[str, Any]:
 def main(argv) -> None:
   args = parse(argv)
   data = load_data(args.data)
-  args.out.mkdir(parents=True, exist_ok=True)
   network = NETWORKS[args.network](int(data.train[1].max()) + 1)
   results = (time_again if args.time else compare)(args, network, data)
   reference = results["dense"]
   dense = float(np.mean(reference["test_accuracy"]))
   epochs = reference["settings"]["epochs"]
-  command = ["python", "-m", "examples.compare_methods.compare"]
-  command += ["--network", args.network, "--epochs", str(epochs)]
-  # Where the folder lies is nobody's business.
-  command += ["--data", args.data.name] if args.data else []
-  command += ["--fast"] if args.fast else []
   table = tables.to_markdown(results, dense)
-  table += f"\nMade by `{shlex.join(command)}` on {reference['machine']}.\n"
+  table += kit.made_by(kit.provenance(MODULE, args.argv))
   seeds = len(reference["test_accuracy"])
   title = f"{args.network}, {epochs} epochs, mean of {seeds} runs"
-  write(args.out / "results.csv", tables.to_csv(results))
-  write(args.out / "table.md", table.encode())
-  write(args.out / "curves.png", tables.plot(results, dense, title))
-  print(table)
-  print(f"Written to {args.out}.")
-
-
-def leave(*_) -> None:
-  print(
-    "\nInterrupted; the same command goes on after the last finished method.",
-    file=sys.stderr,
-    flush=True,
-  )
-  os._exit(130)  # Not sys.exit: XLA's threads may be at work still.
+  rows = tables.rows(results)
+  cells = [list(row.values()) for row in rows]
+  kit.write_csv(args.out / "results.csv", tables.COLUMNS, cells)
+  kit.write(args.out / "table.md", table)
+  kit.write_figure(args.out / "curves.png", tables.plot(rows, dense, title))
+  print(f"{table}Written to {args.out}.")
 
 
 if __name__ == "__main__":
   # A device for every core: elementwise work of one device keeps to one core.
   jax.config.update("jax_num_cpu_devices", os.cpu_count())
-  signal.signal(signal.SIGINT, leave)
+  kit.leave_on_ctrl_c("the same command goes on after the last method.")
   main(sys.argv[1:])

@@ -1,14 +1,11 @@
-"""The table, the curves and the files of a comparison."""
+"""The table and the curves of a comparison."""
 
-import csv
-import io
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from .. import kit
 
 Results = dict[str, dict[str, Any]]
 
@@ -43,55 +40,37 @@ def ratio(chosen: dict[str, Any], counted: str) -> float:
   return chosen["size"] / max(np.mean(chosen[counted]), 1)
 
 
-def to_csv(results: Results) -> bytes:
-  text = io.StringIO(newline="")
-  writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-  writer.writeheader()
-  for row in rows(results):
-    writer.writerow(
-      {
-        name: f"{value:.6g}" if isinstance(value, float) else value
-        for name, value in row.items()
-      }
-    )
-  return text.getvalue().encode()
-
-
 def to_markdown(results: Results, dense: float) -> str:
   """Returns the table: compression at 1 and at 2 points below dense."""
-  lines = [
-    "| method | 1 point below dense | test accuracy | whole channels only |"
-    " 2 points below dense | test accuracy | whole channels only |"
-    " ms per step | bytes per weight |",
-    "|---|---|---|---|---|---|---|---|---|",
-  ]
-  every = rows(results)
+  every = {(row["method"], row["tolerance"]): row for row in rows(results)}
+  lines = []
   for name, result in results.items():
     cells = [name]
     for tolerance in (0.01, 0.02):
-      found = [
-        row
-        for row in every
-        if row["method"] == name and row["tolerance"] == tolerance
-      ]
-      if not found:
-        cells += ["not reached", "", ""]
-      for row in found:
-        cells += [
+      row = every.get((name, tolerance))
+      cells += (
+        [
           f"{row['compression']:.0f}x",
           f"{row['test_accuracy']:.2%}",
           f"{row['structured_compression']:.1f}x",
         ]
+        if row
+        else ["not reached", "", ""]
+      )
     cells.append(f"{result['milliseconds_per_step']:.2f}")
     size = result["grid"]["size"]
-    cells.append(f"{result['bytes'] / size:.1f}")
-    lines.append("| " + " | ".join(cells) + " |")
-  lines += ["", f"Dense, unpruned: {dense:.2%} on test."]
-  return "\n".join(lines) + "\n"
+    lines.append([*cells, f"{result['bytes'] / size:.1f}"])
+  of_each = ("test accuracy", "whole channels only")
+  columns = (
+    *("method", "1 point below dense", *of_each),
+    *("2 points below dense", *of_each, "ms per step", "bytes per weight"),
+  )
+  table = kit.markdown(columns, lines)
+  return f"{table}\nDense, unpruned: {dense:.2%} on test.\n"
 
 
-def plot(results: Results, dense: float, title: str) -> bytes:
-  """Returns a PNG of accuracy against compression, on test."""
+def plot(rows: list[dict[str, Any]], dense: float, title: str) -> plt.Figure:
+  """Draws accuracy against compression, on test."""
   fig, axes = plt.subplots(
     1, 2, figsize=(13, 5.5), layout="constrained", sharey=True
   )
@@ -100,17 +79,16 @@ def plot(results: Results, dense: float, title: str) -> bytes:
     for marker, line in (("o", "-"), ("s", "--"), ("^", ":"))
     for color in plt.get_cmap("tab10").colors
   ]
-  every = rows(results)
+  names = dict.fromkeys(row["method"] for row in rows)
   for ax, column in zip(axes, ("compression", "structured_compression")):
-    for style, name in zip(styles, results):
+    for style, name in zip(styles, names):
       points = sorted(
         (row[column], 100 * row["test_accuracy"])
-        for row in every
+        for row in rows
         if row["method"] == name
       )
-      if points:
-        width = 3 if name.startswith("ReWA") else 1.2
-        ax.plot(*zip(*points), label=name, lw=width, ms=4, **style)
+      width = 3 if name.startswith("ReWA") else 1.2
+      ax.plot(*zip(*points), label=name, lw=width, ms=4, **style)
     ax.axhline(100 * dense, color="black", lw=0.8, label="dense, unpruned")
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter("{x:g}x")
@@ -121,7 +99,4 @@ def plot(results: Results, dense: float, title: str) -> bytes:
   axes[0].set_ylim(100 * dense - 6, 100 * dense + 0.5)
   fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
   fig.suptitle(title)
-  png = io.BytesIO()
-  fig.savefig(png, dpi=130)
-  plt.close(fig)
-  return png.getvalue()
+  return fig

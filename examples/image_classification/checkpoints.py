@@ -12,7 +12,13 @@ import orbax.checkpoint as ocp
 
 from .config import Config, read
 from .pipeline import open_data
-from .state import State, init_state, make_schedule, make_setup
+from .state import (
+  State,
+  init_state,
+  make_network,
+  make_schedule,
+  make_setup,
+)
 
 _WAY_OUT = (
   "Remove that folder to go on from the checkpoint before it or, if there is"
@@ -155,7 +161,8 @@ def load(run: pathlib.Path) -> tuple[Config, Any, Any]:
     raise FileNotFoundError(f"{run} holds no checkpoint.")
   source = open_data(config)
   schedule = make_schedule(config, source.steps_per_epoch)
-  setup = make_setup(config, source.classes, schedule)
+  network = make_network(config, source.classes)
+  setup = make_setup(config, network, schedule)
   like = init_state(config, setup, jax.random.key(0), jnp.zeros(source.shape))
   with open_checkpoints(run) as checkpoints:
     if checkpoints.latest_step() is None:

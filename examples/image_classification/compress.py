@@ -12,7 +12,6 @@ are left some more, with zeros staying zero: train.py --start RUN --prune SIZE.
 """
 
 import argparse
-import csv
 import dataclasses
 import itertools
 import json
@@ -23,21 +22,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from tqdm import tqdm
 
 import rewa_jax
 
+from .. import kit
 from . import checkpoints as ckpt
 from .config import Config, read
 from .parallel import Jit
 from .pipeline import Folders, Memory, open_data
-from .state import make_network, make_setup, test_step
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from .state import count, make_network, make_setup
 
 THRESHOLDS = tuple(
   float(f"{digit}e{power}")
@@ -46,8 +43,7 @@ THRESHOLDS = tuple(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program, and returns its exit status."""
+def main(argv: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -86,18 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.command(args, out)
   except (ValueError, OSError) as error:
     sys.exit(f"compress.py: {error}")
-  except KeyboardInterrupt:
-    return 130
-  return 0
 
 
 def draw_curves(args: argparse.Namespace, out: pathlib.Path) -> None:
   """Writes curve.csv and curve.png, and prints the table."""
   rows = _measure_all(args)
-  with (out / "curve.csv").open("w", newline="") as file:
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
+  cells = [list(row.values()) for row in rows]
+  kit.write_csv(out / "curve.csv", list(rows[0]), cells)
   for row in rows:
     print("  ".join(f"{name} {value}" for name, value in row.items()))
   figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -115,8 +106,7 @@ def draw_curves(args: argparse.Namespace, out: pathlib.Path) -> None:
   axes.set_ylim(best - 10, best + 1)
   axes.grid(alpha=0.3)
   axes.legend()
-  figure.savefig(out / "curve.png", dpi=150)
-  plt.close(figure)
+  kit.write_figure(out / "curve.png", figure)
 
 
 def write_table(args: argparse.Namespace, out: pathlib.Path) -> None:
@@ -152,8 +142,7 @@ def write_table(args: argparse.Namespace, out: pathlib.Path) -> None:
       json.loads((run / "results.json").read_text()) for run in args.runs
     ],
   }
-  text = json.dumps(results, indent=1)
-  (out / "table.json").write_text(text + "\n")
+  kit.write_json(out / "table.json", results)
   print(json.dumps({k: results[k] for k in ("runs", "mean", "deviation")}))
 
 
@@ -184,11 +173,12 @@ def measure(
   if recalibrate and not jax.tree.leaves(statistics):
     raise ValueError(f"{config.model} has no batch statistics to recalibrate.")
   source = open_data(config)
-  parallel = Jit(shard_params=False)
+  parallel = Jit()
   # However it was trained: what is tested are weights.
   dense = dataclasses.replace(config, method="dense")
-  setup = make_setup(dense, source.classes, optax.constant_schedule(0.0))
-  test_on = parallel.test(test_step(setup, source.to_images, parallel.gather))
+  network = make_network(config, source.classes)
+  setup = make_setup(dense, network, optax.constant_schedule(0.0))
+  test_on = parallel.test(count(setup, source.to_images))
   arrays = {
     split: parallel.copies(split_arrays)
     for split, split_arrays in source.arrays.items()
@@ -208,13 +198,13 @@ def measure(
       "nonzero": int(report.total_nonzero),
     }
     for split in source.splits:
-      correct = count = 0
+      correct = images = 0
       for batch in source.test_batches(split):
         batch.pop("skipped", None)
         evaluated = pruned, statistics
         counts = test_on(evaluated, parallel.batch(batch), arrays[split])
-        correct, count = correct + counts["correct"], count + counts["count"]
-      row[split] = round(int(correct) / int(count), 5)
+        correct, images = correct + counts["correct"], images + counts["count"]
+      row[split] = round(int(correct) / int(images), 5)
     rows.append(row)
   return rows
 
@@ -233,7 +223,7 @@ def recalibration(
     A function of weights and their statistics so far, which says only what
     statistics there are, to the new ones.
   """
-  parallel = Jit(shard_params=False)
+  parallel = Jit()
   # Without memory, what is left after a batch are its own statistics.
   network = make_network(config, source.classes).clone(momentum=0.0)
   arrays = parallel.copies(source.arrays["train"])
@@ -269,25 +259,22 @@ def draw_layers(args: argparse.Namespace, out: pathlib.Path) -> None:
   report = rewa_jax.sparsity(weights, args.threshold)
   print(report)
   rows = [
-    {"layer": name, "nonzero": int(report.nonzero[name]), "of": size}
+    (name, int(report.nonzero[name]), size)
     for name, size in report.size.items()
   ]
-  with (out / "layers.csv").open("w", newline="") as file:
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
+  kit.write_csv(out / "layers.csv", ("layer", "nonzero", "of"), rows)
   figure, axes = plt.subplots(
     figsize=(6, 1 + 0.22 * len(rows)), layout="constrained"
   )
-  names = [row["layer"] for row in rows]
-  axes.barh(names, [row["of"] for row in rows], color="0.85", label="all")
-  axes.barh(names, [row["nonzero"] for row in rows], label="nonzero")
+  names, nonzero, sizes = zip(*rows)
+  axes.barh(names, sizes, color="0.85", label="all")
+  axes.barh(names, nonzero, label="nonzero")
   axes.invert_yaxis()
   axes.set(xscale="log", xlabel="weights", xlim=(0.5, None))
   figure.legend(loc="outside upper right", ncols=2)
-  figure.savefig(out / "layers.png", dpi=150)
-  plt.close(figure)
+  kit.write_figure(out / "layers.png", figure)
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  kit.leave_on_ctrl_c()
+  main(sys.argv[1:])

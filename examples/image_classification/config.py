@@ -3,11 +3,11 @@
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from .. import kit
 from .models import MODELS
 
 
@@ -251,10 +251,7 @@ def write(run: pathlib.Path, config: Config) -> None:
   """
   path = run / "config.json"
   if not path.exists():
-    run.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-    os.replace(part, path)  # All of it or nothing, should we be killed.
+    kit.write_json(path, dataclasses.asdict(config))
     return
   before, now = dataclasses.asdict(read(run)), dataclasses.asdict(config)
   changed = [

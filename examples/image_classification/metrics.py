@@ -75,7 +75,6 @@ class Metrics:
     self._recent.append(metrics)
     if step % _STEPS:
       return
-    # Of pmap, an array for each step and device.
     values = {
       name: float(np.mean(jax.device_get([m[name] for m in self._recent])))
       for name in metrics

@@ -1,10 +1,14 @@
-"""One program over many devices: by jit and a mesh, or by pmap."""
+"""One program over many devices: by jit and a mesh, or by pmap.
+
+Both take the same functions, of a whole batch and a state without copies.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
+from jax.experimental.multihost_utils import host_local_array_to_global_array
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,14 +23,16 @@ class Jit:
       instead of being everywhere.
   """
 
-  axis_name = None
-
-  def __init__(self, shard_params: bool):
+  def __init__(self, shard_params: bool = False):
     self._shard_params = shard_params
     self._mesh = jax.make_mesh(
       (jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,)
     )
     self._everywhere = NamedSharding(self._mesh, P())
+
+  def network(self, network: nn.Module) -> nn.Module:
+    """Returns the network that computes on a part of a batch like on all."""
+    return network
 
   def init(self, fn: Callable[..., Any], *args) -> Any:
     """Computes a state, which is spread from the beginning."""
@@ -40,20 +46,43 @@ class Jit:
     axis = sizes.index(max(sizes))
     return NamedSharding(self._mesh, P(*[None] * axis, AXIS))
 
-  def train(self, step: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a step of training, whose state is donated."""
-    return jax.jit(
-      step,
-      donate_argnums=0,
-      out_shardings=(self._shardings, self._everywhere),
-    )
+  def train(
+    self,
+    key: jax.Array,
+    differentiate: Callable[..., Any],
+    update: Callable[..., Any],
+  ) -> Callable[..., Any]:
+    """Compiles a step of training, whose state is donated.
 
-  def test(self, step: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a step of testing."""
+    Args:
+      key: of all random numbers; each step gets its own.
+      differentiate: (key, state, batch, arrays) to a tree of means over the
+        batch, of gradients, statistics and metrics.
+      update: (state, gradients, statistics) to the next state.
+
+    Returns:
+      A function of state, batch and arrays to the next state and metrics.
+    """
+
+    def step(state, batch, arrays):
+      # Spread params come together where they are used.
+      gathered = state.replace(params=self._gather(state.params))
+      step_key = jax.random.fold_in(key, state.step)
+      *slopes, metrics = differentiate(step_key, gathered, batch, arrays)
+      return update(state, *slopes), metrics
+
+    shardings = (self._shardings, self._everywhere)
+    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
+
+  def test(self, count: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function of params, batch and arrays to sums over a batch."""
+
+    def step(params, batch, arrays):
+      return count(self._gather(params), batch, arrays)
+
     return jax.jit(step, out_shardings=self._everywhere)
 
-  def gather(self, params: Any) -> Any:
-    """Inside a step: brings params together where they are used."""
+  def _gather(self, params):
     return jax.lax.with_sharding_constraint(params, self._everywhere)
 
   def batch(self, batch: Any) -> Any:
@@ -70,47 +99,46 @@ class Jit:
       arrays,
     )
 
-  def one(self, tree: Any) -> Any:
-    """Returns what `init` or a step returned as a tree without copies."""
-    return tree
 
-  def place(self, state: Any) -> Any:
-    """The inverse of `one`."""
-    return state
-
-
-class Pmap:
+class Pmap(Jit):
   """Every device has all params and runs the step on its part of a batch."""
 
-  axis_name = AXIS
+  def network(self, network):
+    # Batch statistics are those of the batches of all devices.
+    has_statistics = hasattr(network, "axis_name")
+    return network.clone(axis_name=AXIS) if has_statistics else network
 
-  def init(self, fn: Callable[..., Any], *args) -> Any:
-    return self.place(jax.jit(fn)(*args))
+  def train(self, key, differentiate, update):
+    def step(state, batch, arrays):
+      step_key = jax.random.fold_in(key, state.step)
+      step_key = jax.random.fold_in(step_key, jax.lax.axis_index(AXIS))
+      parts = differentiate(step_key, state, batch, arrays)
+      *slopes, metrics = jax.lax.pmean(parts, AXIS)
+      return update(state, *slopes), metrics
 
-  def train(self, step: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.pmap(step, AXIS, donate_argnums=0)
+    return self._mapped(step, donate_argnums=0)
 
-  def test(self, step: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.pmap(step, AXIS)
+  def test(self, count):
+    def step(params, batch, arrays):
+      return jax.lax.psum(count(params, batch, arrays), AXIS)
 
-  def gather(self, params: Any) -> Any:
-    return params
+    return self._mapped(step)
 
-  def batch(self, batch: Any) -> Any:
+  def _mapped(self, step, **options):
+    options |= {"in_axes": (None, 0, None), "out_axes": None}
+    step = jax.pmap(step, AXIS, **options)
+
+    def run(*args):
+      # Of several processes, each has its own result, and all are equal.
+      return host_local_array_to_global_array(step(*args), self._mesh, P())
+
+    return run
+
+  def batch(self, batch):
     devices = jax.local_device_count()
     return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
 
-  def copies(self, arrays: Any) -> Any:
-    return self.place(arrays)
 
-  def one(self, tree: Any) -> Any:
-    return jax.device_get(jax.tree.map(lambda x: x[0], tree))
-
-  def place(self, state: Any) -> Any:
-    copy = jax.pmap(lambda _, tree: tree, AXIS, in_axes=(0, None))
-    return copy(jnp.arange(jax.local_device_count()), state)
-
-
-def make_parallel(kind: str) -> Jit | Pmap:
+def make_parallel(kind: str) -> Jit:
   """Returns the kind that --parallelism names."""
   return Pmap() if kind == "pmap" else Jit(shard_params=kind == "fsdp")

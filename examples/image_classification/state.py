@@ -62,20 +62,15 @@ class Setup(NamedTuple):
 
 
 def make_setup(
-  config: Config,
-  classes: int,
-  schedule: optax.Schedule,
-  axis_name: str | None = None,
+  config: Config, bare: nn.Module, schedule: optax.Schedule
 ) -> Setup:
   """Returns the network and the method of a run.
 
   Args:
     config: the run's settings.
-    classes: the number of logits.
+    bare: the network of weights.
     schedule: the learning rate by step.
-    axis_name: the mapped axis that batch statistics are averaged over.
   """
-  bare = make_network(config, classes, axis_name)
   module, enter, method = bare, _same, None
   if config.method in ("rewa", "rewa-adamw"):
     rewa = rewa_jax.Rewa(config.k, config.m, config.eps)
@@ -105,14 +100,12 @@ def make_setup(
   return Setup(bare, apply, optimizer, method)
 
 
-def make_network(
-  config: Config, classes: int, axis_name: str | None = None
-) -> nn.Module:
+def make_network(config: Config, classes: int) -> nn.Module:
   """Returns the network of weights that a run trains."""
   make = MODELS[config.model]
   settings = {"classes": classes, "dtype": jnp.dtype(config.dtype)}
   if getattr(make, "func", make) is ResNet:
-    settings |= {"axis_name": axis_name, "stem": config.stem}
+    settings["stem"] = config.stem
   return make(**settings)
 
 
@@ -199,33 +192,27 @@ def make_schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
   return optax.join_schedules([rise, fall], [warmup])
 
 
-def train_step(
+def differentiate(
   config: Config,
   setup: Setup,
   to_images: Callable[..., tuple[jax.Array, jax.Array]],
-  gather: Callable[[Any], Any],
-  axis_name: str | None = None,
-) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
-  """Returns the function (state, batch, arrays) to state and metrics.
+) -> Callable[..., tuple[Any, Any, dict[str, jax.Array]]]:
+  """Returns the function (key, state, batch, arrays) that a step begins with.
 
   Args:
     config: the run's settings.
     setup: its network and method.
     to_images: (key, batch, arrays) to augmented images and labels.
-    gather: brings params together from the devices they are spread over.
-    axis_name: the mapped axis to average over, if there is one.
+
+  Returns:
+    A function to gradients of params, new statistics, and metrics.
   """
 
-  def step(state, batch, arrays):
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    if axis_name:
-      key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+  def differentiate(key, state, batch, arrays):
     images, labels = to_images(key, batch, arrays)
 
     def loss_of(params):
-      logits, statistics = setup.apply(
-        gather(params), state.statistics, images, True
-      )
+      logits, statistics = setup.apply(params, state.statistics, images, True)
       targets = optax.smooth_labels(
         jax.nn.one_hot(labels, logits.shape[-1]), config.label_smoothing
       )
@@ -233,9 +220,16 @@ def train_step(
       hits = (logits.argmax(-1) == labels).mean()
       return loss, (statistics, {"loss": loss, "accuracy": hits})
 
-    grads, (statistics, metrics) = jax.grad(loss_of, has_aux=True)(state.params)
-    if axis_name:
-      grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+    grads, others = jax.grad(loss_of, has_aux=True)(state.params)
+    return grads, *others
+
+  return differentiate
+
+
+def update(config: Config, setup: Setup) -> Callable[..., State]:
+  """Returns the function (state, gradients, statistics) to the next state."""
+
+  def update(state, grads, statistics):
     updates, opt_state = setup.optimizer.update(
       grads, state.opt_state, state.params
     )
@@ -245,37 +239,31 @@ def train_step(
       average = optax.incremental_update(
         (params, statistics), average, 1 - config.ema
       )
-    return State(
-      state.step + 1, params, statistics, opt_state, average
-    ), metrics
+    return State(state.step + 1, params, statistics, opt_state, average)
 
-  return step
+  return update
 
 
-def test_step(
-  setup: Setup,
-  to_images: Callable[..., tuple[jax.Array, jax.Array]],
-  gather: Callable[[Any], Any],
-  axis_name: str | None = None,
+def count(
+  setup: Setup, to_images: Callable[..., tuple[jax.Array, jax.Array]]
 ) -> Callable[..., dict[str, jax.Array]]:
   """Returns the function (params and statistics, batch, arrays) to counts.
 
-  The arguments are those of `train_step`. Labels below 0 do not count.
+  Labels below 0 do not count.
   """
 
-  def step(evaluated, batch, arrays):
+  def count(evaluated, batch, arrays):
     params, statistics = evaluated
     images, labels = to_images(None, batch, arrays)
-    logits, _ = setup.apply(gather(params), statistics, images, False)
+    logits, _ = setup.apply(params, statistics, images, False)
     losses = optax.softmax_cross_entropy_with_integer_labels(
       logits, jnp.maximum(labels, 0)
     )
     counted = labels >= 0
-    counts = {
+    return {
       "loss": jnp.sum(losses * counted),
       "correct": jnp.sum((logits.argmax(-1) == labels) & counted),
       "count": jnp.sum(counted),
     }
-    return jax.lax.psum(counts, axis_name) if axis_name else counts
 
-  return step
+  return count

@@ -15,10 +15,8 @@ compress.py tells what the trained network is worth when it is pruned.
 import argparse
 import contextlib
 import functools
-import json
 import math
 import pathlib
-import shlex
 import signal
 import sys
 import time
@@ -31,7 +29,7 @@ from jax.experimental import multihost_utils
 
 import rewa_jax
 
-from ..provenance import provenance
+from .. import kit
 from . import checkpoints as ckpt
 from . import config as settings
 from .config import Config
@@ -40,11 +38,13 @@ from .parallel import make_parallel
 from .pipeline import open_data
 from .state import (
   Setup,
+  count,
+  differentiate,
   init_state,
+  make_network,
   make_schedule,
   make_setup,
-  test_step,
-  train_step,
+  update,
 )
 
 PROGRAM = "examples.image_classification.train"
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     if jax.process_index() == 0:
       settings.write(run, config)
-    return train(config, run, shlex.join(["python", "-m", PROGRAM, *argv]))
+    return train(config, run, argv)
   except (ValueError, OSError, FloatingPointError) as error:
     sys.exit(f"train.py: {error}")
   except KeyboardInterrupt:
@@ -98,13 +98,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   return parser.parse_args(argv)
 
 
-def train(config: Config, run: pathlib.Path, command: str) -> int:
+def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
   """Trains a run from its start or from its newest checkpoint.
 
   Args:
     config: its settings.
     run: its folder.
-    command: what results.json says it was made by.
+    argv: what results.json says it was made by.
 
   Returns:
     The exit status: 0, or 128 plus the signal that stopped it.
@@ -122,7 +122,8 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
   source = open_data(config)
   parallel = make_parallel(config.parallelism)
   schedule = make_schedule(config, source.steps_per_epoch)
-  setup = make_setup(config, source.classes, schedule, parallel.axis_name)
+  network = parallel.network(make_network(config, source.classes))
+  setup = make_setup(config, network, schedule)
   start = ckpt.load(pathlib.Path(config.start))[1:] if config.start else None
   state = parallel.init(
     functools.partial(init_state, config, setup),
@@ -130,9 +131,12 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
     jnp.zeros(source.shape),
     start,
   )
-  parts = setup, source.to_images, parallel.gather, parallel.axis_name
-  train_on = parallel.train(train_step(config, *parts))
-  test_on = parallel.test(test_step(*parts))
+  train_on = parallel.train(
+    jax.random.key(config.seed),
+    differentiate(config, setup, source.to_images),
+    update(config, setup),
+  )
+  test_on = parallel.test(count(setup, source.to_images))
   arrays = {
     split: parallel.copies(split_arrays)
     for split, split_arrays in source.arrays.items()
@@ -147,7 +151,7 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
       if skipped:
         metrics.warn(step, f"{skipped} broken images of {split} do not count.")
       counts = test_on(evaluated, parallel.batch(batch), arrays[split])
-      totals = jax.tree.map(jnp.add, totals, parallel.one(counts))
+      totals = jax.tree.map(jnp.add, totals, counts)
     totals = jax.tree.map(float, totals)
     return {
       "loss": totals["loss"] / totals["count"],
@@ -157,14 +161,13 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
   steps = config.epochs * source.steps_per_epoch
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(ckpt.open_checkpoints(run, config.keep))
-    restored = ckpt.restore(checkpoints, parallel.one(state), config)
-    state = parallel.place(restored)
-    begin = step = int(parallel.one(state).step)
+    state = ckpt.restore(checkpoints, state, config)
+    begin = step = int(state.step)
     metrics = Metrics(run, begin, steps, config.batch_size, schedule)
     stack.callback(metrics.close)
     if config.method.startswith("rewa") and not config.prune and not begin:
       budget = rewa_jax.measure_decay_budget(
-        setup.optimizer, restored.params, steps, method=setup.method
+        setup.optimizer, state.params, steps, method=setup.method
       )
       metrics.say(0, f"decay budget {budget:.1f}")
       if budget < LEAST_BUDGET:
@@ -184,7 +187,7 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
       epoch, rest = divmod(step, source.steps_per_epoch)
       number = was_stopped(step)
       if not rest:
-        compression, largest = look(parallel.one(state).evaluated[0])
+        compression, largest = look(state.evaluated[0])
         split = source.splits[0]
         metrics.epoch(
           step,
@@ -206,15 +209,14 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
       if (not rest and epoch % config.checkpoint_epochs == 0) or (
         number or step == steps
       ):
-        ckpt.save(checkpoints, parallel.one(state), config)
+        ckpt.save(checkpoints, state, config)
       if number:
         metrics.warn(step, "stopped; the same command continues.")
         return 128 + number
     seconds = time.perf_counter() - started
-    compression, _ = look(parallel.one(state).evaluated[0])
+    compression, _ = look(state.evaluated[0])
     results = {
-      "command": command,
-      **provenance("flax", "orbax-checkpoint"),
+      **kit.provenance(PROGRAM, argv, "flax", "orbax-checkpoint"),
       "devices": jax.device_count(),
       "steps": steps,
       "resumed_at": begin,
@@ -226,7 +228,7 @@ def train(config: Config, run: pathlib.Path, command: str) -> int:
   path = run / "results.json"
   if jax.process_index() == 0:
     if begin < steps or not path.exists():
-      path.write_text(json.dumps(results, indent=1) + "\n")
+      kit.write_json(path, results)
     print(path.read_text(), end="")
   return 0
 

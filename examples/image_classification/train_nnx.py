@@ -15,11 +15,7 @@ are cut off, and writes results.json.
 
 import argparse
 import functools
-import json
-import os
 import pathlib
-import shlex
-import signal
 import sys
 import time
 from typing import Any
@@ -33,7 +29,7 @@ from tqdm import tqdm
 
 import rewa_jax
 
-from ..provenance import provenance
+from .. import kit
 from . import data
 from .augment import random_crop, random_flip
 
@@ -210,9 +206,7 @@ def to_table(rows: Rows) -> str:
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, data.Dataset]:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = kit.parser(__doc__, "results/train_nnx")
   add = parser.add_argument
   add("--data", type=pathlib.Path, help="folder of CIFAR-10, binary version")
   add("--method", choices=DEFAULTS, default="rewa", help="default: rewa")
@@ -224,7 +218,6 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, data.Dataset]:
   add("--budget", type=float, help="of ReWA's decay; default: 15")
   add("--weight-decay", type=float, help="of dense; default: 5e-4")
   add("--seed", type=int, default=0, help="default: 0")
-  add("--out", type=pathlib.Path, default="results/train_nnx", help="folder")
   args = parser.parse_args(argv)
   for name in ("learning_rate", "budget", "weight_decay"):
     default = DEFAULTS[args.method].get(name)
@@ -254,7 +247,6 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, data.Dataset]:
 
 def main(argv: list[str]) -> None:
   args, dataset = parse(argv)
-  args.out.mkdir(parents=True, exist_ok=True)
   steps = args.epochs * (len(dataset.train.labels) // args.batch_size)
   model, optimizer, decay = prepare(args, dataset, steps)
   print(f"{args.method}: {steps} steps, weight decay {decay:.3g}", flush=True)
@@ -265,33 +257,23 @@ def main(argv: list[str]) -> None:
   rows = prune_and_test(bare, dataset.test)
   report = rewa_jax.sparsity(nnx.state(bare, nnx.Param), TABLE_THRESHOLD)
   print(f"\nWeights above {TABLE_THRESHOLD:g}:\n{report}\n\n{to_table(rows)}")
-  options = {k: v for k, v in vars(args).items() if v is not None}
-  # Where the folders lie is nobody's business.
-  for name in {"data", "out"} & set(options):
-    options[name] = options[name].absolute().name
-  flags = [f"--{k.replace('_', '-')}={v}" for k, v in options.items()]
   program = "examples.image_classification.train_nnx"
+  paths = ("data", "out")
   results = {
-    "command": shlex.join(["python", program, *flags]),
-    **provenance("flax", "scikit-learn"),
+    **kit.provenance(program, argv, "flax", "scikit-learn"),
     "settings": {
-      **{**options, "steps": steps, "weight_decay": decay},
+      **{k: v for k, v in vars(args).items() if k not in paths},
+      **{"steps": steps, "weight_decay": decay},
       **{"k": REWA.k, "m": REWA.m, "momentum": MOMENTUM, "clip": CLIP},
     },
     "seconds": seconds,
     "history": history,
     "thresholds": rows,
   }
-  path = args.out / "results.json"
-  path.write_text(json.dumps(results, indent=2) + "\n")
-  print(f"\nWritten to {path}.")
-
-
-def leave(*_) -> None:
-  print("\nInterrupted, results not written.", file=sys.stderr, flush=True)
-  os._exit(130)  # Not sys.exit: XLA's threads may be at work still.
+  kit.write_json(args.out / "results.json", results)
+  print(f"\nWritten to {args.out}.")
 
 
 if __name__ == "__main__":
-  signal.signal(signal.SIGINT, leave)
+  kit.leave_on_ctrl_c()
   main(sys.argv[1:])

@@ -17,11 +17,7 @@ Writes table.md and results.json.
 
 import argparse
 import functools
-import json
-import os
 import pathlib
-import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -39,8 +35,7 @@ from tqdm import tqdm
 
 import rewa_jax
 
-from .. import idx
-from ..provenance import provenance
+from .. import idx, kit
 
 REWA = rewa_jax.Rewa(k=9, m=2)
 LEARNING_RATE = 0.2
@@ -366,12 +361,8 @@ def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if values[1:] else ""
     return f"{np.mean(values):.{digits}f}{spread}{unit}"
 
-  lines = [
-    "| format | test accuracy | points from float32 | compression |"
-    " of float32's | bytes per weight | skipped steps |",
-    "|---|---|---|---|---|---|---|",
-  ]
   first = rows["float32"]
+  cells = []
   for name, row in rows.items():
     accuracy = [100 * value for value in row["test_accuracy"]]
     points = np.mean(accuracy) - 100 * np.mean(first["test_accuracy"])
@@ -380,18 +371,22 @@ def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
     skipped = "-"
     if row["loss_scaling"]:
       skipped = f"{np.mean(row['skipped_steps']):.1f}"
-    lines.append(
-      f"| {name} | {describe(accuracy, 2, ' %')} | {points:+.2f} |"
-      f" {describe(row['compression'], 1, 'x')} | {ratio:.2f} |"
-      f" {row['bytes_per_weight']:.1f} | {skipped} |"
+    cells.append(
+      (
+        *(name, describe(accuracy, 2, " %"), f"{points:+.2f}"),
+        *(describe(row["compression"], 1, "x"), f"{ratio:.2f}"),
+        *(f"{row['bytes_per_weight']:.1f}", skipped),
+      )
     )
-  return "\n".join(lines) + "\n"
+  columns = (
+    *("format", "test accuracy", "points from float32", "compression"),
+    *("of float32's", "bytes per weight", "skipped steps"),
+  )
+  return kit.markdown(columns, cells)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = kit.parser(__doc__, "results/low_precision")
   add = parser.add_argument
   add("--data", type=pathlib.Path, help="folder of IDX files (default: digits)")
   add(
@@ -406,12 +401,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     type=float,
     default=1e-3,
     help="size up to which weights are pruned (default: %(default)s)",
-  )
-  add(
-    "--out",
-    type=pathlib.Path,
-    default="results/low_precision",
-    help="folder for the results (default: %(default)s)",
   )
   args = parser.parse_args(argv)
   args.task = MNIST if args.data else DIGITS
@@ -429,7 +418,6 @@ def main(argv: Sequence[str]) -> None:
   args = parse(argv)
   try:
     data = load_data(args.data)
-    args.out.mkdir(parents=True, exist_ok=True)
   except (OSError, ValueError) as error:
     sys.exit(f"low_precision.py: {error}")
   rows = {}
@@ -445,17 +433,12 @@ def main(argv: Sequence[str]) -> None:
         threshold=args.threshold,
         advance=bar.update,
       )
-  command = ["python", "-m", "examples.low_precision.low_precision"]
-  # Where the folder lies is nobody's business.
-  command += ["--data", args.data.name] if args.data else []
-  command += ["--epochs", str(args.epochs), "--seeds", str(args.seeds)]
-  command += ["--threshold", f"{args.threshold:g}"]
   steps = args.epochs * (len(data.labels) // BATCH_SIZE)
   decay = args.task.weight_decay * args.task.decay_epochs / args.epochs
   budget = rewa_jax.decay_budget(REWA.k, decay, schedule_of(steps), steps)
+  module = "examples.low_precision.low_precision"
   results = {
-    "command": shlex.join(command),
-    **provenance("flax", "numpy"),
+    **kit.provenance(module, argv, "flax", "numpy"),
     "settings": {
       **{"widths": args.task.widths, "epochs": args.epochs, "steps": steps},
       **{"seeds": args.seeds, "threshold": args.threshold},
@@ -466,20 +449,12 @@ def main(argv: Sequence[str]) -> None:
     },
     "rows": rows,
   }
-  table = to_markdown(rows)
-  made = f"\nMade by `{results['command']}` on {results['machine']}.\n"
-  (args.out / "table.md").write_text(table + made)
-  text = json.dumps(results, indent=1) + "\n"
-  (args.out / "results.json").write_text(text)
-  print(table)
-  print(f"Written to {args.out}.")
-
-
-def leave(*_) -> None:
-  print("\nInterrupted; nothing is written.", file=sys.stderr, flush=True)
-  os._exit(130)  # Not sys.exit: XLA's threads may be at work still.
+  table = to_markdown(rows) + kit.made_by(results)
+  kit.write(args.out / "table.md", table)
+  kit.write_json(args.out / "results.json", results)
+  print(f"{table}Written to {args.out}.")
 
 
 if __name__ == "__main__":
-  signal.signal(signal.SIGINT, leave)
+  kit.leave_on_ctrl_c()
   main(sys.argv[1:])

@@ -19,13 +19,7 @@ Writes genes.csv, genes.md, genes.png and genes.json.
 """
 
 import argparse
-import csv
 import functools
-import json
-import os
-import pathlib
-import shlex
-import signal
 import sys
 import time
 import warnings
@@ -34,7 +28,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from sklearn.exceptions import ConvergenceWarning
@@ -45,10 +39,7 @@ from tqdm import tqdm
 import rewa_jax
 from rewa_jax import baselines
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from ..provenance import provenance
+from .. import kit
 
 MOMENTUM, BATCH_SIZE, HIDDEN, CLIP = 0.9, 64, 16, 1.0
 THRESHOLD = 1e-3
@@ -263,32 +254,28 @@ def accuracy_at(genes, accuracy, wanted: float) -> float | None:
 
 
 def to_markdown(results) -> str:
-  lines = [
-    "| method | " + " | ".join(f"{n} genes" for n in GENES) + " | seconds |",
-    "|---|" + "---|" * (len(GENES) + 1),
-  ]
+  rows = []
   for name, result in results.items():
     found = [accuracy_at(result["genes"], result["accuracy"], n) for n in GENES]
     shown = ["" if a is None else f"{a:.1%}" for a in found]
-    seconds = f"{result['seconds']:.0f}"
-    lines.append(f"| {name} | {' | '.join(shown)} | {seconds} |")
-  return "\n".join(lines) + "\n"
+    rows.append((name, *shown, f"{result['seconds']:.0f}"))
+  columns = [f"{n} genes" for n in GENES]
+  return kit.markdown(("method", *columns, "seconds"), rows)
 
 
-def write_csv(path, results) -> None:
-  with path.open("w", newline="") as file:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("method", "strength", "split", "genes", "accuracy"))
-    for name, result in results.items():
-      for j, strength in enumerate(result["strengths"]):
-        for i, (genes, accuracy) in enumerate(
-          zip(result["genes"], result["accuracy"])
-        ):
-          row = (name, strength, i, int(genes[j]), f"{accuracy[j]:.6g}")
-          writer.writerow(row)
+def to_rows(results) -> list[tuple[Any, ...]]:
+  """Returns method, strength, split, genes and accuracy of every run."""
+  return [
+    (name, strength, i, int(genes[j]), accuracy[j])
+    for name, result in results.items()
+    for j, strength in enumerate(result["strengths"])
+    for i, (genes, accuracy) in enumerate(
+      zip(result["genes"], result["accuracy"])
+    )
+  ]
 
 
-def plot(path, results, splits) -> None:
+def plot(results, splits) -> plt.Figure:
   fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
   for name, result in results.items():
     genes = np.mean(result["genes"], 0)
@@ -314,19 +301,15 @@ def plot(path, results, splits) -> None:
   ax.set_title(f"Cell types from few genes, {splits} random 80/20 splits")
   ax.grid(alpha=0.3)
   ax.legend()
-  fig.savefig(path, dpi=130)
-  plt.close(fig)
+  return fig
 
 
 def parse(argv) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = kit.parser(__doc__, "results/sparse_regression")
   add = parser.add_argument
   add("--splits", type=int, default=20, help="how many (default: 20)")
   add("--strengths", type=int, default=12, help="a method (default: 12)")
   add("--steps", type=int, default=2000, help="of training (default: 2000)")
-  add("--out", type=pathlib.Path, default="results/sparse_regression")
   args = parser.parse_args(argv)
   for name, least in {"splits": 2, "strengths": 2, "steps": 10}.items():
     if getattr(args, name) < least:
@@ -337,7 +320,6 @@ def parse(argv) -> argparse.Namespace:
 
 def main(argv) -> None:
   args = parse(argv)
-  args.out.mkdir(parents=True, exist_ok=True)
   cells = load()
   splits = tuple(map(np.stack, zip(*split(cells, args.splits))))
   network = Network(int(cells.types.max()) + 1)
@@ -377,29 +359,17 @@ def main(argv) -> None:
     "seconds": time.perf_counter() - begin,
   }
   bar.close()
-  command = ["python", "-m", "examples.sparse_regression.genes"]
-  for option in ("splits", "strengths", "steps"):
-    command += [f"--{option}", str(getattr(args, option))]
-  content = {
-    "command": shlex.join(command),
-    **provenance("scikit-learn", "scanpy"),
-    "results": results,
-  }
-  write_csv(args.out / "genes.csv", results)
-  table = to_markdown(results)
-  made = f"\nMade by `{content['command']}` on {content['machine']}.\n"
-  (args.out / "genes.md").write_text(table + made)
-  (args.out / "genes.json").write_text(json.dumps(content) + "\n")
-  plot(args.out / "genes.png", results, args.splits)
-  print(table)
-  print(f"Written to {args.out}.")
-
-
-def leave(*_) -> None:
-  print("\nInterrupted; nothing is written.", file=sys.stderr, flush=True)
-  os._exit(130)  # Not sys.exit: XLA's threads may be at work still.
+  module = "examples.sparse_regression.genes"
+  made = kit.provenance(module, argv, "scikit-learn", "scanpy")
+  table = to_markdown(results) + kit.made_by(made)
+  columns = ("method", "strength", "split", "genes", "accuracy")
+  kit.write_csv(args.out / "genes.csv", columns, to_rows(results))
+  kit.write(args.out / "genes.md", table)
+  kit.write_json(args.out / "genes.json", {**made, "results": results})
+  kit.write_figure(args.out / "genes.png", plot(results, args.splits))
+  print(f"{table}Written to {args.out}.")
 
 
 if __name__ == "__main__":
-  signal.signal(signal.SIGINT, leave)
+  kit.leave_on_ctrl_c()
   main(sys.argv[1:])

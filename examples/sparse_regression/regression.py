@@ -20,27 +20,17 @@ Writes results.csv, table.md, paths.png and results.json.
 """
 
 import argparse
-import csv
-import json
-import os
-import pathlib
-import shlex
-import signal
 import sys
 import time
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
+from .. import kit
 from .problems import TASKS, draw
 from .solvers import HELD_BACK, LOWEST_STRENGTH, STRENGTHS, THRESHOLD, methods
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from ..provenance import provenance
 
 # Seed 0 is where the settings of solvers.py come from.
 SEEDS = (1, 2, 3)
@@ -103,32 +93,21 @@ def summarize(rows) -> dict[tuple[str, str], dict[str, float]]:
 
 
 def to_markdown(rows) -> str:
-  lines = [
-    "| task | method | nonzero | precision | recall | error | seconds |",
-    "|---|---|---|---|---|---|---|",
-  ]
-  for (task, method), mean in summarize(rows).items():
-    lines.append(
-      f"| {task} | {method} | {mean['nonzero']:.1f} | {mean['precision']:.2f} |"
-      f" {mean['recall']:.2f} | {mean['error']:.3f} | {mean['seconds']:.1f} |"
-    )
-  return "\n".join(lines) + "\n"
-
-
-def write_csv(path, rows) -> None:
-  columns = ("task", "seed", "method", *MEASURES, "strength")
-  with path.open("w", newline="") as file:
-    writer = csv.DictWriter(
-      file, columns, extrasaction="ignore", lineterminator="\n"
-    )
-    writer.writeheader()
-    for row in rows:
-      writer.writerow(
-        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+  columns = ("task", "method", "nonzero", "precision", "recall", "error")
+  return kit.markdown(
+    (*columns, "seconds"),
+    [
+      (
+        *(task, method, f"{mean['nonzero']:.1f}", f"{mean['precision']:.2f}"),
+        *(f"{mean['recall']:.2f}", f"{mean['error']:.3f}"),
+        f"{mean['seconds']:.1f}",
       )
+      for (task, method), mean in summarize(rows).items()
+    ],
+  )
 
 
-def plot(path, rows) -> None:
+def plot(rows) -> plt.Figure:
   """Draws error against nonzero coefficients along strengths, first seed."""
   tasks = list(dict.fromkeys(row["task"] for row in rows))
   fig, axes = plt.subplots(
@@ -164,14 +143,11 @@ def plot(path, rows) -> None:
   axes[0, 0].set_ylabel("distance to the true coefficients")
   fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
   fig.suptitle("Lines: all strengths, three quarters of samples. Dots: chosen")
-  fig.savefig(path, dpi=130)
-  plt.close(fig)
+  return fig
 
 
 def parse(argv) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = kit.parser(__doc__, "results/sparse_regression")
   add = parser.add_argument
   add(
     "--task",
@@ -185,7 +161,6 @@ def parse(argv) -> argparse.Namespace:
     action="store_true",
     help="a fifth of the dimension and of the samples, one seed",
   )
-  add("--out", type=pathlib.Path, default="results/sparse_regression")
   args = parser.parse_args(argv)
   if args.steps < 20:
     parser.error(f"--steps must be at least 20, got {args.steps}")
@@ -195,7 +170,6 @@ def parse(argv) -> argparse.Namespace:
 
 def main(argv) -> None:
   args = parse(argv)
-  args.out.mkdir(parents=True, exist_ok=True)
   known = methods(args.steps)
   seeds = SEEDS[:1] if args.fast else SEEDS
   rows = []
@@ -211,35 +185,24 @@ def main(argv) -> None:
     for seed in seeds:
       rows += run(task, seed, known, 2000 // size, 10_000 // size, advance)
   bar.close()
-  command = ["python", "-m", "examples.sparse_regression.regression"]
-  command += ["--steps", str(args.steps)] + ["--fast"] * args.fast
-  for task in args.task if args.task != list(TASKS) else ():
-    command += ["--task", task]
-  results = {
-    "command": shlex.join(command),
-    **provenance("scikit-learn", "skglm"),
-    "settings": {
-      **{"strengths": STRENGTHS, "lowest_strength": LOWEST_STRENGTH},
-      **{"held_back": HELD_BACK, "threshold": THRESHOLD},
-    },
-    "rows": rows,
+  module = "examples.sparse_regression.regression"
+  made = kit.provenance(module, argv, "scikit-learn", "skglm")
+  settings = {
+    **{"strengths": STRENGTHS, "lowest_strength": LOWEST_STRENGTH},
+    **{"held_back": HELD_BACK, "threshold": THRESHOLD, "steps": args.steps},
   }
-  write_csv(args.out / "results.csv", rows)
-  table = to_markdown(rows)
-  made = f"\nMade by `{results['command']}` on {results['machine']}.\n"
-  (args.out / "table.md").write_text(table + made)
-  text = json.dumps(results, indent=1) + "\n"
-  (args.out / "results.json").write_text(text)
-  plot(args.out / "paths.png", rows)
-  print(table)
-  print(f"Written to {args.out}.")
-
-
-def leave(*_) -> None:
-  print("\nInterrupted; nothing is written.", file=sys.stderr, flush=True)
-  os._exit(130)  # Not sys.exit: XLA's threads may be at work still.
+  table = to_markdown(rows) + kit.made_by(made)
+  columns = ("task", "seed", "method", *MEASURES, "strength")
+  cells = [[row[column] for column in columns] for row in rows]
+  kit.write_csv(args.out / "results.csv", columns, cells)
+  kit.write(args.out / "table.md", table)
+  kit.write_json(
+    args.out / "results.json", {**made, "settings": settings, "rows": rows}
+  )
+  kit.write_figure(args.out / "paths.png", plot(rows))
+  print(f"{table}Written to {args.out}.")
 
 
 if __name__ == "__main__":
-  signal.signal(signal.SIGINT, leave)
+  kit.leave_on_ctrl_c()
   main(sys.argv[1:])

@@ -1,56 +1,26 @@
-"""How every program here begins and ends: --out, numbers, a plot, a JSON."""
+"""How every program here ends: with a plot and a JSON, named after it."""
 
-import argparse
-import datetime
-import importlib.metadata
-import json
 import pathlib
-import platform
 import sys
 from typing import Any
 
-import jax
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.figure
 import matplotlib.pyplot as plt
+
+from .. import kit
 
 
 def parse_out(description: str) -> pathlib.Path:
-  """Returns the folder to write to, made if it is not there."""
-  parser = argparse.ArgumentParser(
-    description=description,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument(
-    "--out",
-    type=pathlib.Path,
-    default="results/theory",
-    help="folder for the plot and the numbers (default: %(default)s)",
-  )
-  out = parser.parse_args().out
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    parser.error(f"argument --out: {error}")
-  return out
+  """Reads the command line, and returns the folder to write to."""
+  kit.leave_on_ctrl_c()
+  return kit.parser(description, "results/theory").parse_args().out
 
 
 def save(
-  out: pathlib.Path, numbers: dict[str, Any], figure: matplotlib.figure.Figure
+  out: pathlib.Path, numbers: dict[str, Any], figure: plt.Figure
 ) -> None:
-  """Writes NAME.png and NAME.json, named after the program."""
+  """Writes NAME.png and NAME.json."""
   name = pathlib.Path(sys.argv[0]).stem
-  figure.savefig(out / f"{name}.png", dpi=150)
-  plt.close(figure)
-  packages = ("jax", "optax", "numpy")
-  results = {
-    "command": f"python examples/theory/{name}.py",
-    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    "machine": f"{platform.machine()}, {jax.devices()[0].device_kind}",
-    "versions": {p: importlib.metadata.version(p) for p in packages},
-    **numbers,
-  }
-  (out / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
+  made = kit.provenance(f"examples.theory.{name}", sys.argv[1:], "numpy")
+  kit.write_figure(out / f"{name}.png", figure)
+  kit.write_json(out / f"{name}.json", made | numbers)
   print(f"Written to {out}: {name}.png, {name}.json")

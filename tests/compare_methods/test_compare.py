@@ -1,5 +1,7 @@
 import csv
 import json
+import pathlib
+import re
 
 import flax.linen as nn
 import jax
@@ -10,6 +12,8 @@ import pytest
 from examples.compare_methods import compare, methods, tables, training
 from examples.compare_methods.networks import LeNet300
 
+# Of each kind of method one: latents, penalties, and a state that prunes.
+QUICK = ("ReWA", "L1, proximal", "GMP")
 GRID = {
   # A row for each threshold, a column for each cell.
   "accuracy": [[0.98, 0.97], [0.97, 0.97], [0.90, 0.95]],
@@ -52,7 +56,13 @@ def tiny_data(count=256):
   return training.Data(*[(images, labels)] * 3)
 
 
-@pytest.mark.parametrize("name", methods.METHODS["lenet300"]())
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in methods.METHODS["lenet300"]()
+  ],
+)
 def test_every_method_trains_all_its_cells_at_once(name):
   method = methods.METHODS["lenet300"]()[name]
   data = tiny_data()
@@ -93,36 +103,40 @@ def small(monkeypatch):
   monkeypatch.setitem(compare.METHODS, "lenet300", lambda: few)
 
 
+@pytest.mark.slow
 def test_the_program_writes_curves_and_tables_and_continues(
   tmp_path, small, capsys
 ):
-  out = str(tmp_path / "out")
-  argv = ["--fast", "--only", "adaptive lasso", "--epochs", "8", "--out", out]
+  argv = ["--fast", "--only", "adaptive lasso", "--epochs", "8"]
+  argv += ["--out", str(tmp_path)]
+  out = tmp_path / "lenet300"
   compare.main(argv)
   first = capsys.readouterr().out
-  result = json.loads((tmp_path / "out" / "adaptive_lasso.json").read_text())
+  result = json.loads((out / "adaptive_lasso.json").read_text())
   for chosen in result["chosen"]:
     assert len(chosen["test_accuracy"]) == 1
-  assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
-  with (tmp_path / "out/results.csv").open() as file:
+  assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+  with (out / "results.csv").open() as file:
     rows = list(csv.DictReader(file))
   assert {row["method"] for row in rows} <= {"dense", "adaptive lasso"}
   assert tuple(rows[0]) == tables.COLUMNS
   assert "| adaptive lasso |" in first
 
   # The methods that are there are not trained again, a new one is added.
-  files = {
-    path: path.read_bytes() for path in (tmp_path / "out").glob("*.json")
-  }
+  files = {path: path.read_bytes() for path in out.glob("*.json")}
   compare.main([*argv, "--only", "L1, proximal"])
   second = capsys.readouterr().out
   assert {path: path.read_bytes() for path in files} == files
-  assert (tmp_path / "out" / "l1_proximal.json").exists()
-  assert set(first.splitlines()) <= set(second.splitlines())
+  assert (out / "l1_proximal.json").exists()
+  tables_of = [
+    {line for line in text.splitlines() if line.startswith("|")}
+    for text in (first, second)
+  ]
+  assert tables_of[0] < tables_of[1]
 
   # Timing anew changes the milliseconds alone.
   compare.main([*argv, "--time"])
-  timed = json.loads((tmp_path / "out" / "adaptive_lasso.json").read_text())
+  timed = json.loads((out / "adaptive_lasso.json").read_text())
   assert timed["milliseconds_per_step"] != result["milliseconds_per_step"]
   timed["milliseconds_per_step"] = result["milliseconds_per_step"]
   assert timed == result
@@ -148,3 +162,26 @@ def test_an_unknown_method_is_named(capsys):
   with pytest.raises(SystemExit):
     compare.main(["--only", "magic"])
   assert "--only magic: not one of dense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("network", "title", "methods"),
+  [("lenet300", "LeNet-300-100", 13), ("lenet5", "LeNet-5", 6)],
+)
+def test_the_tables_of_the_readme_are_those_of_the_results(
+  network, title, methods
+):
+  folder = pathlib.Path(compare.__file__).parent
+  with (folder / "results" / network / "results.csv").open() as file:
+    results = {
+      (row["method"], float(row["tolerance"])): row
+      for row in csv.DictReader(file)
+    }
+  sections = (folder / "README.md").read_text().split("\n## ")
+  (section,) = (s for s in sections if s.startswith(f"{title}\n"))
+  rows = re.findall(r"^\| ([^|]+) \| (\d+)x, ([\d.]+) % \|", section, re.M)
+  assert len(rows) == methods
+  for name, compression, accuracy in rows:
+    row = results[name, 0.01]
+    assert f"{float(row['compression']):.0f}" == compression, name
+    assert f"{100 * float(row['test_accuracy']):.1f}" == accuracy, name

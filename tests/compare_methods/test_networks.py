@@ -31,6 +31,7 @@ def test_networks_have_as_many_parameters_as_published(network, size):
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
 
 
+@pytest.mark.slow
 def test_lenet5_is_that_of_flax_layers():
   keys = jax.random.split(jax.random.key(0), 3)
   # A tenth of the pixels black, so that pools have ties.

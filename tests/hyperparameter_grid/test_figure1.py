@@ -1,44 +1,79 @@
 import json
+import pathlib
 
-import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
 
-from examples.hyperparameter_grid import figure1, grid
+from examples.hyperparameter_grid import figure1
 
-KEY = jax.random.key(0)
-
-
-def cells(**more):
-  return dict(learning_rate=[0.05], weight_decay=[0.02], seed=[0]) | more
+FOLDER = pathlib.Path(figure1.__file__).parent
 
 
-def test_more_shrinkage_than_l1_finds_the_one_coefficient():
-  train = figure1.train_linear(200, samples=400, steps=2000)
-  settings = grid.product(**cells(k=[5], m=[0, 2]))
-  losses = grid.train_grid(train, settings, key=KEY, progress=False).outputs[
-    "test loss"
-  ]
-  above_one, below_one = losses  # p = 1.2 and p = 0.8
+@pytest.fixture(autouse=True)
+def few_cells(monkeypatch):
+  monkeypatch.setattr(figure1, "POWERS", (3, 5))
+  monkeypatch.setattr(figure1, "MS", (0, 4))
+
+
+def test_every_legal_cell_gets_its_own_k_and_m():
+  compiled = []
+
+  def train(k, m):
+    compiled.append(k)
+    return {"sum": 10 * k + m, "broken": jnp.where(m == 0, jnp.nan, m)}
+
+  tables = figure1.train_grid(train)
+  assert compiled == [3, 5]  # Python's integers: the fast powers.
+  np.testing.assert_array_equal(tables["sum"], [[30, 50], [np.nan, 54]])
+  np.testing.assert_array_equal(tables["broken"], [[np.nan] * 2, [np.nan, 4]])
+
+
+def test_more_shrinkage_than_l1_finds_the_one_coefficient(monkeypatch):
+  monkeypatch.setattr(figure1, "POWERS", (5,))
+  monkeypatch.setattr(figure1, "MS", (0, 2))
+  train = figure1.train_linear(0.05, 0.02, 200, samples=400, steps=2000)
+  # p = 1.2 and p = 0.8.
+  above_one, below_one = figure1.train_grid(train)["test loss"][:, 0]
   assert below_one < above_one
   assert below_one < 1.3
 
 
-def test_lenet_trains_in_every_cell():
-  train = figure1.train_lenet(figure1.load_digits_split(), epochs=10)
-  settings = grid.product(**cells(k=[5], m=[0, 2]))
-  result = grid.train_grid(train, settings, key=KEY, progress=False)
-  assert not result.diverged.any()
-  assert (result.outputs["test accuracy"] > 0.8).all()
-  assert (result.outputs["compression"] >= 1).all()
+@pytest.mark.slow
+def test_lenet_trains_in_every_cell(monkeypatch):
+  monkeypatch.setattr(figure1, "POWERS", (5,))
+  monkeypatch.setattr(figure1, "MS", (0, 2))
+  data = figure1.load_digits_split()
+  tables = figure1.train_grid(figure1.train_lenet(0.05, 0.02, data, epochs=10))
+  assert (tables["test accuracy"] > 0.8).all()
+  assert (tables["compression"] >= 1).all()
+
+
+def test_a_step_that_diverges_leaves_an_empty_cell():
+  train = figure1.train_linear(1e6, 0.02, 20, samples=40, steps=100)
+  assert np.isnan(figure1.train_grid(train)["test loss"]).all()
 
 
 def test_the_program_writes_a_plot_and_numbers(tmp_path, monkeypatch):
-  monkeypatch.setattr(figure1, "POWERS", (3, 5))
-  monkeypatch.setattr(figure1, "MS", (0, 4))
   monkeypatch.setattr(
-    figure1, "train_linear", lambda d: lambda key, h: {"test loss": h["m"] + 1}
+    figure1,
+    "train_linear",
+    lambda *_: lambda k, m: {"test loss": jnp.where(k == 3, jnp.nan, m + 1)},
   )
   figure1.main(["linear", "--out", str(tmp_path)])
   results = json.loads((tmp_path / "linear.json").read_text())
-  assert results["outputs"]["test loss"] == [1, 1, 5]
-  assert results["cells"]["k"] == [3, 5, 5]
+  assert results["outputs"]["test loss"] == [None, 1, 5]
+  assert results["cells"] == {"k": [3, 5, 5], "m": [0, 0, 4]}
   assert (tmp_path / "linear.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_of_the_readme_are_those_of_the_results():
+  lenet = json.loads((FOLDER / "results" / "lenet.json").read_text())
+  pairs = list(zip(lenet["cells"]["k"], lenet["cells"]["m"]))
+  readme = " ".join((FOLDER / "README.md").read_text().split())
+  for m in (0, 2, 6):
+    accuracy, compression = (
+      lenet["outputs"][name][pairs.index((9, m))]
+      for name in ("test accuracy", "compression")
+    )
+    assert f"{compression:.0f}x at {100 * accuracy:.1f} %" in readme

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from examples.image_classification import augment
 
@@ -33,6 +34,7 @@ def test_half_of_the_images_are_flipped():
   assert 16 < same.sum() < 48
 
 
+@pytest.mark.slow
 def test_resizing_keeps_straight_lines_straight():
   ramp = jnp.broadcast_to(jnp.arange(8.0)[:, None, None], (5, 8, 8, 1))
   crops = augment.random_resized_crop(KEY, ramp, 16)
@@ -44,6 +46,7 @@ def test_resizing_keeps_straight_lines_straight():
   assert (crops >= -1e-4).all() and (crops <= 7 + 1e-4).all()
 
 
+@pytest.mark.slow
 def test_crops_have_between_8_and_100_percent_of_the_area():
   rows = jnp.broadcast_to(jnp.arange(100.0)[:, None, None], (500, 100, 100, 1))
   crops = augment.random_resized_crop(KEY, rows, 100)

@@ -76,6 +76,7 @@ def flip_a_bit(content, random):
   return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, remove, flip_a_bit])
 def test_a_damaged_file_is_an_error_or_does_not_matter(damage, tmp_path):
   run, refused = save(tmp_path, make_state()), set()

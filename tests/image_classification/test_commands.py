@@ -11,15 +11,17 @@ import pytest
 from examples.image_classification import compress, train
 
 README = pathlib.Path(train.__file__).with_name("README.md")
-PROGRAMS = {"train.py": train.main, "compress.py": compress.main}
-PREFIX = ".venv/bin/python examples/image_classification/"
+PROGRAMS = {"train": train.main, "compress": compress.main}
+PREFIX = "python -m examples.image_classification."
 
 
 def commands():
   lines = README.read_text().splitlines()
-  return [line.removeprefix(PREFIX) for line in lines if PREFIX in line]
+  commands = [line for line in lines if line.startswith(PREFIX)]
+  return [line.removeprefix(PREFIX) for line in commands if " ..." not in line]
 
 
+@pytest.mark.slow
 def test_a_newcomer_trains_goes_on_prunes_fine_tunes_and_plots(
   tmp_path, monkeypatch, capsys
 ):
@@ -30,9 +32,9 @@ def test_a_newcomer_trains_goes_on_prunes_fine_tunes_and_plots(
     arguments = [
       argument.replace("results/", f"{tmp_path}/") for argument in arguments
     ]
-    if name == "train.py":
+    if name == "train":
       arguments += ["--epochs", "2", "--warmup-epochs", "1"]
-    assert PROGRAMS[name](arguments) == 0
+    assert not PROGRAMS[name](arguments)
   assert "Dense_0/kernel" in capsys.readouterr().out
   for name in ("curve.csv", "curve.png", "layers.png", "results.json"):
     assert (tmp_path / "digits" / name).exists()
@@ -44,7 +46,7 @@ def test_help_explains_itself(main, capsys):
   with pytest.raises(SystemExit, match="0"):
     main(["--help"])
   text = capsys.readouterr().out
-  assert "examples/image_classification" in text and len(text) > 500
+  assert "examples.image_classification" in text and len(text) > 500
 
 
 def test_figures_are_those_of_the_results():
@@ -54,13 +56,9 @@ def test_figures_are_those_of_the_results():
     re.M,
   )
   assert len(rows) == 4
-  main = (README.parents[2] / "README.md").read_text()
   for compression, accuracy, deviation, path in rows:
     table = json.loads((README.parent / path).read_text())
     assert len(table["runs"]) == 3
     assert compression == f"{table['mean']['compression']:.0f}"
     assert accuracy == f"{100 * table['mean']['test']:.2f}"
     assert deviation == f"{100 * table['deviation']['test']:.2f}"
-    if "finetuned" not in path:
-      text = " ".join(main.split())
-      assert f"{accuracy} %" in text and f"at {compression}x" in text

@@ -149,6 +149,7 @@ def test_what_fills_no_batch_is_left_out_of_the_epoch(folder):
   assert set(orders.ravel()) == set(range(IMAGES))
 
 
+@pytest.mark.slow
 def test_the_seed_sets_order_and_crops(folder):
   assert_same(train(folder, 2), train(folder, 2))
   assert numbers(train(folder, 3)) != numbers(train(folder, 3, seed=1))
@@ -163,6 +164,7 @@ def test_a_resumed_run_gets_the_batches_of_an_uninterrupted_one(folder):
   assert len(np.unique(crops, axis=0)) == len(crops)
 
 
+@pytest.mark.slow
 def test_processes_share_each_batch(folder):
   shares = [
     train(folder, 6, process_index=index, process_count=2) for index in (0, 1)
@@ -175,6 +177,7 @@ def test_processes_share_each_batch(folder):
       )
 
 
+@pytest.mark.slow
 def test_workers_read_what_one_process_reads_and_name_a_broken_file(folder):
   def until_broken(workers):
     batches = []
@@ -196,6 +199,7 @@ def test_workers_read_what_one_process_reads_and_name_a_broken_file(folder):
   assert message == other_message
 
 
+@pytest.mark.slow
 def test_crops_have_the_areas_and_aspects_of_the_convention(tmp_path):
   x, y = np.meshgrid(np.arange(240), np.arange(200))
   image = Image.fromarray(np.uint8(np.stack([x, y, 0 * x], -1)))
@@ -257,6 +261,7 @@ def test_evaluation_reads_each_image_once_and_fills_up(folder):
   assert [batch["skipped"] for batch in batches] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_processes_evaluate_as_many_batches_each(folder):
   shares = [
     evaluate(folder, batch_size=8, process_index=index, process_count=4)

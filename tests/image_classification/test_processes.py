@@ -9,18 +9,20 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from examples.image_classification import checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
-PROGRAM = ROOT / "examples" / "image_classification" / "train.py"
+PROGRAM = "examples.image_classification.train"
 SETTINGS = ["--epochs", "3", "--warmup-epochs", "1", "--batch-size", "256"]
 
 
 def start(run, *arguments, devices=1):
   flags = f"--xla_force_host_platform_device_count={devices}"
   return subprocess.Popen(
-    [sys.executable, PROGRAM, *SETTINGS, "--out", run, *arguments],
+    [sys.executable, "-m", PROGRAM, *SETTINGS, "--out", run, *arguments],
+    cwd=ROOT,
     env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
@@ -29,7 +31,7 @@ def start(run, *arguments, devices=1):
 
 
 def finish(process):
-  output, _ = process.communicate(timeout=300)
+  output, _ = process.communicate()
   assert process.returncode == 0, output
 
 
@@ -38,11 +40,14 @@ def losses_of(run):
   return [line["loss"] for line in lines if line["kind"] == "test"]
 
 
-def test_two_processes_train_as_one_does(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+def test_two_processes_train_as_one_does(parallelism, tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   several = ["--coordinator", f"localhost:{port}", "--processes", "2"]
+  several += ["--parallelism", parallelism]
   runs = [
     start(tmp_path / "two", *several, "--process", str(process))
     for process in range(2)

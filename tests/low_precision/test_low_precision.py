@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from examples.low_precision import low_precision
 from examples.low_precision.low_precision import FORMATS, Format
 
+QUICK = ("bfloat16 weights, drop-in", "bfloat16 latents, stochastic rounding")
 WIDTHS = (8,)
 IMAGES = jax.random.uniform(jax.random.key(1), (32, 16))
 LABELS = jnp.arange(32) % 10
@@ -33,7 +35,13 @@ def step(chosen, network, optimizer, state):
   )(state)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in FORMATS
+  ],
+)
 def test_every_format_stores_what_it_says_and_keeps_it(name):
   chosen = FORMATS[name]
   network, optimizer, state = start(chosen)
@@ -86,6 +94,7 @@ def test_batches_are_drawn_anew_for_every_epoch_and_seed():
   assert not jnp.array_equal(first, low_precision.draw_batches(seeds, 1, 300))
 
 
+@pytest.mark.slow
 def test_the_program_writes_a_table_and_numbers(tmp_path, monkeypatch, capsys):
   names = "float32", "bfloat16 latents, stochastic rounding"
   few = {name: FORMATS[name] for name in names}
@@ -147,3 +156,13 @@ def test_a_folder_that_does_not_do_is_named(tmp_path):
   write_mnist(tmp_path, 100)
   with pytest.raises(SystemExit, match="has 100 train images, .* at least 128"):
     low_precision.main(argv)
+
+
+def test_the_table_of_the_readme_is_that_of_the_results():
+  folder = pathlib.Path(low_precision.__file__).parent
+  made = (folder / "results" / "table.md").read_text()
+  rows = [line for line in made.splitlines() if line.startswith("| ")]
+  assert len(rows) == 1 + len(FORMATS)
+  readme = (folder / "README.md").read_text()
+  for line in rows:
+    assert line in readme, line

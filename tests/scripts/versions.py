@@ -1,7 +1,7 @@
 """Runs the tests with the oldest and with the newest versions of everything.
 
   pip install uv
-  python -m tests.scripts.versions [--resolution lowest-direct] [pytest's arguments]
+  python -m tests.scripts.versions [--resolution R] [arguments of pytest]
 
 "lowest-direct" takes the lowest versions that pyproject.toml allows, "highest"
 the newest there are. uv installs each into a fresh environment in a temporary

@@ -1,5 +1,6 @@
 import csv
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,7 @@ def test_only_the_first_kernel_is_made_sparse():
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ReWA in groups", "grouped Hadamard"])
 def test_more_strength_leaves_the_genes_that_matter(name):
   cells = some_cells()
@@ -105,3 +107,13 @@ def test_a_single_split_is_refused(capsys):
   with pytest.raises(SystemExit):
     genes.main(["--splits", "1"])
   assert "--splits must be at least 2, got 1" in capsys.readouterr().err
+
+
+def test_the_table_of_the_readme_is_that_of_the_results():
+  folder = pathlib.Path(genes.__file__).parent
+  made = (folder / "results" / "genes.md").read_text()
+  rows = [line for line in made.splitlines() if line.startswith("| ")]
+  assert len(rows) == 8
+  readme = (folder / "README.md").read_text()
+  for line in rows:
+    assert line in readme, line

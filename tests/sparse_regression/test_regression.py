@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from examples.sparse_regression import problems, regression, solvers
 from rewa_jax import baselines
 
 ROOT = pathlib.Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "sparse_regression"
 
 
 def test_columns_correlate_as_asked_and_have_unit_variance():
@@ -108,18 +110,18 @@ def test_what_is_found_is_measured_against_the_truth():
   assert (nothing["precision"], nothing["recall"]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_the_program_runs_as_a_user_starts_it(tmp_path):
   # In its own process, where numba may compile.
   env = {k: v for k, v in os.environ.items() if k != "NUMBA_DISABLE_JIT"}
-  program = "examples/sparse_regression/regression.py"
+  program = "examples.sparse_regression.regression"
   options = ["--fast", "--task", "20 correlated", "--steps", "1000"]
   process = subprocess.run(
-    [sys.executable, program, *options, "--out", tmp_path],
+    [sys.executable, "-m", program, *options, "--out", tmp_path],
     cwd=ROOT,
-    env=env | {"PYTHONPATH": str(ROOT)},
+    env=env,
     capture_output=True,
     text=True,
-    timeout=300,
   )
   assert process.returncode == 0, process.stderr
   with (tmp_path / "results.csv").open() as file:
@@ -139,3 +141,28 @@ def test_too_few_steps_are_refused(capsys):
   with pytest.raises(SystemExit):
     regression.main(["--steps", "3"])
   assert "--steps must be at least 20, got 3" in capsys.readouterr().err
+
+
+def test_the_table_of_the_readme_is_that_of_the_results():
+  with (FOLDER / "results" / "results.csv").open() as file:
+    results = list(csv.DictReader(file))
+  tasks = list(dict.fromkeys(row["task"] for row in results))
+  cell = r" ([\d.]+), ([\d.]+), ([\d.]+) \|"
+  rows = re.findall(
+    r"^\| ([^|]+) \|" + cell * len(tasks),
+    (FOLDER / "README.md").read_text(),
+    re.M,
+  )
+  assert [name for name, *_ in rows] == list(
+    dict.fromkeys(row["method"] for row in results)
+  )
+  for name, *values in rows:
+    expected = [
+      f"{np.mean([float(row[key]) for row in mine]):.2f}"
+      for task in tasks
+      for mine in [
+        [r for r in results if (r["task"], r["method"]) == (task, name)]
+      ]
+      for key in ("precision", "recall", "error")
+    ]
+    assert values == expected, name

@@ -12,7 +12,13 @@ def digits():
   return task.load()
 
 
-@pytest.mark.parametrize("method", ablation.METHODS)
+@pytest.mark.parametrize(
+  "method",
+  [
+    name if name == "full" else pytest.param(name, marks=pytest.mark.slow)
+    for name in ablation.METHODS
+  ],
+)
 def test_first_step_is_what_the_method_says(digits, method):
   """Against the formulas in NumPy, with JAX for the gradient alone."""
   k, m, rate, decay = 9, 2, 0.02, 0.03
@@ -53,6 +59,7 @@ def test_methods_with_a_penalty_have_equally_large_grids():
   assert sizes == [27, 27, 3, 27, 3]
 
 
+@pytest.mark.slow
 def test_without_decay_the_network_stays_dense(digits):
   kept = {}
   for method, decay in (("full", 0.2), ("no decay", 0.0)):

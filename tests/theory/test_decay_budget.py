@@ -66,6 +66,7 @@ def test_training_is_algorithm_1_with_momentum(digits):
   )
 
 
+@pytest.mark.slow
 def test_equal_budgets_kill_equally_and_equal_lambdas_do_not(digits):
   rows = []
   for k, lambdas in ((9, (0.025,)), (2.25, (0.025, 0.1))):
@@ -82,6 +83,7 @@ def test_equal_budgets_kill_equally_and_equal_lambdas_do_not(digits):
   assert sibling["below_1e-6"] < 0.01
 
 
+@pytest.mark.slow
 def test_dead_weights_decay_as_the_budget_says(digits):
   weights = decay_budget.train_group(9, 200, (0.025,), digits["train"], 1)
   row = decay_budget.rows_of(weights, 9, 200, (0.025,), digits["test"])[0]

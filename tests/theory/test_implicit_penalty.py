@@ -9,6 +9,7 @@ from examples.theory.implicit_penalty import ZERO
 SIZES = np.linspace(0, 3, 30_001)
 
 
+@pytest.mark.slow
 def test_training_stops_where_the_penalty_balances_the_loss(x64):
   decay, settings = 0.05, implicit_penalty.SETTINGS
   for loss, shapes in implicit_penalty.losses().values():

@@ -8,7 +8,9 @@ QUADRATIC = 1, lambda x: (x[0] - 1) ** 2
 
 
 @pytest.mark.parametrize("name", ["waves, 1-D"])
-@pytest.mark.parametrize("factors", [2, 3])
+@pytest.mark.parametrize(
+  "factors", [pytest.param(2, marks=pytest.mark.slow), 3]
+)
 def test_minima_of_both_problems_correspond(name, factors, x64):
   row = minima.compare(name, factors, starts=600)
   assert len(row["lp_minima"]) == len(row["product_minima"])

@@ -1,0 +1,67 @@
+"""What the example programs share."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import pytest
+
+from examples import kit
+
+
+def test_a_table_has_the_same_cells_in_markdown_and_csv(tmp_path):
+  columns, rows = ("method", "loss"), [("a, b", 1 / 3), ("c", 7)]
+  assert kit.markdown(columns, rows) == (
+    "| method | loss |\n|---|---|\n| a, b | 0.333 |\n| c | 7 |\n"
+  )
+  kit.write_csv(tmp_path / "table.csv", columns, rows)
+  text = (tmp_path / "table.csv").read_text()
+  assert text == 'method,loss\n"a, b",0.333333\nc,7\n'
+
+
+def test_results_say_how_they_were_made_but_not_where():
+  argv = ["--out=/home/me/runs/1/", "--data", "/mnt/data/mnist", "--steps", "9"]
+  made = kit.provenance("examples.a.b", argv, "numpy")
+  assert made["command"] == (
+    "python -m examples.a.b --out=1 --data mnist --steps 9"
+  )
+  assert set(made["versions"]) == {"rewa_jax", "jax", "optax", "numpy"}
+  assert f"{os.cpu_count()} cores" in kit.made_by(made)
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+  path = tmp_path / "new" / "results.json"
+  kit.write_json(path, {"a": 1})
+  with pytest.raises(TypeError):
+    kit.write_json(path, {"a": object()})
+  assert json.loads(path.read_text()) == {"a": 1}
+  figure = plt.figure()
+  kit.write_figure(path.with_suffix(".png"), figure)
+  assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+  assert not plt.fignum_exists(figure.number)
+  assert len(list(path.parent.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_run(tmp_path, capsys):
+  (tmp_path / "file").touch()
+  parser = kit.parser("What it does.", "results/x")
+  with pytest.raises(SystemExit, match="2"):
+    parser.parse_args(["--out", str(tmp_path / "file" / "out")])
+  assert "argument --out" in capsys.readouterr().err
+  assert parser.parse_args(["--out", str(tmp_path / "a" / "b")]).out.is_dir()
+
+
+def test_ctrl_c_ends_a_program_with_a_sentence():
+  code = (
+    "import signal; from examples import kit;"
+    "kit.leave_on_ctrl_c(); signal.raise_signal(signal.SIGINT); print('on')"
+  )
+  process = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True
+  )
+  assert process.returncode == 128 + signal.SIGINT
+  assert process.stderr == "\nInterrupted; nothing is written.\n"
+  assert not process.stdout
