@@ -23,7 +23,13 @@ def test_a_table_has_the_same_cells_in_markdown_and_csv(tmp_path):
 
 
 def test_results_say_how_they_were_made_but_not_where():
-  argv = ["--out=some/where/runs/1/", "--data", "some/where/mnist", "--steps", "9"]
+  argv = [
+    "--out=some/where/runs/1/",
+    "--data",
+    "some/where/mnist",
+    "--steps",
+    "9",
+  ]
   made = kit.provenance("examples.a.b", argv, "numpy")
   assert made["command"] == (
     "python -m examples.a.b --out=1 --data mnist --steps 9"

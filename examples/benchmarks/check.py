@@ -42,7 +42,7 @@ def committed(folder: pathlib.Path) -> dict[str, Any]:
     return json.loads((folder / f"{name}.json").read_text())
 
   return {
-    "optimizer": read("optimizer_step")["trees"]["resnet18"]["methods"],
+    "optimizer": read("optimizer_step_drop_in")["trees"]["resnet18"]["methods"],
     "training": read("training_step_resnet20")["ways"],
     "grids": read("grids")["ways"],
   }

@@ -261,6 +261,14 @@ def test_tables_of_the_readme_are_those_of_the_results():
       shares = [f"{100 * row['share_of_limit']:.0f} %" for row in methods]
       kernels = f"{first['kernels_per_leaf']:.1f}"
       assert rows[name, shares[0]] == [*shares[1:], kernels], name
+  for base in ("sgd", "momentum", "adamw"):
+    before, now = (
+      [tree["methods"][f"drop-in, {base}"]["ratio"] for tree in each.values()]
+      for each in (trees, results("optimizer_step_drop_in")["trees"])
+    )
+    first, *others = (f"{ratio:.2f}" for ratio in now)
+    past = ", ".join(f"{ratio:.2f}" for ratio in before)
+    assert rows[base, first] == [*others, past]
   for way, row in results("training_step_resnet20")["ways"].items():
     keys = ("time_ratio", "memory_ratio", "compile_ratio")
     wanted = [f"{row[key]:.{3 - (key == keys[2])}f}" for key in keys]
