@@ -21,13 +21,16 @@ from rewa_jax._decay_budget import (
   measure_decay_budget,
   weight_decay_for,
 )
+from rewa_jax._decay_by_rank import DecayByRankState, decay_by_rank
 from rewa_jax._dropin import ReparameterizeState, adopt_weights, reparameterize
+from rewa_jax._finalize import Cut, finalize
 from rewa_jax._keep_zeros import KeepZerosState, keep_zeros
 from rewa_jax._masks import kernels
 from rewa_jax._method import Method
 from rewa_jax._penalty import Penalty
 from rewa_jax._power import power, root
 from rewa_jax._pruning import prune
+from rewa_jax._ranking import erdos_renyi_kernel
 from rewa_jax._rewa import Rewa
 from rewa_jax._rounding import RoundStochasticallyState, round_stochastically
 from rewa_jax._separation import Separation, separation
@@ -56,6 +59,12 @@ __all__ = [
   "rewa_sgd",
   "rewa_adamw",
   "scale_by_rewa",
+  # Ask for a sparsity: sgd and adamw take it, and this is the decay they have.
+  "decay_by_rank",
+  "DecayByRankState",
+  "erdos_renyi_kernel",
+  "finalize",
+  "Cut",
   # The drop-in: latents in the optimizer state, params stay weights.
   "reparameterize",
   "ReparameterizeState",

@@ -51,7 +51,8 @@ def decay_budget(
   """
   check_hyperparameters(k)
   check_number("weight_decay", weight_decay, at_least=0)
-  return _sum_of_steps(learning_rate, steps) * k * weight_decay
+  check_number("steps", steps, at_least=1)
+  return sum_of_steps(learning_rate, 0, steps) * k * weight_decay
 
 
 def weight_decay_for(
@@ -83,7 +84,8 @@ def weight_decay_for(
   """
   check_hyperparameters(k)
   check_number("budget", budget, at_least=0)
-  return jnp.asarray(budget) / (k * _sum_of_steps(learning_rate, steps))
+  check_number("steps", steps, at_least=1)
+  return jnp.asarray(budget) / (k * sum_of_steps(learning_rate, 0, steps))
 
 
 def measure_decay_budget(
@@ -186,18 +188,26 @@ def _single_entries(params: Any, method: Method | None) -> Any:
   )
 
 
-def _sum_of_steps(learning_rate, steps):
-  check_number("steps", steps, at_least=1)
+def sum_of_steps(
+  learning_rate: "optax.ScalarOrSchedule", begin: int, end: int
+) -> jax.Array:
+  """Returns the sum of the learning rates of updates begin to end - 1."""
   if callable(learning_rate):
-    try:
-      rates = jax.vmap(learning_rate)(jnp.arange(steps))
-    except (
-      jax.errors.ConcretizationTypeError,
-      jax.errors.TracerArrayConversionError,
-      jax.errors.TracerIntegerConversionError,
-    ):
-      # A schedule of one's own may ask `if step < warm_up`.
-      rates = jnp.stack([jnp.asarray(learning_rate(t)) for t in range(steps)])
-    return jnp.sum(jnp.asarray(rates))
+    return jnp.sum(rates_of_steps(learning_rate, begin, end))
   check_number("learning_rate", learning_rate, at_least=0)
-  return jnp.asarray(learning_rate * steps)
+  return jnp.asarray(learning_rate * (end - begin))
+
+
+def rates_of_steps(
+  learning_rate: optax.Schedule, begin: int, end: int
+) -> jax.Array:
+  """Returns the learning rates of updates begin to end - 1."""
+  try:
+    return jnp.asarray(jax.vmap(learning_rate)(jnp.arange(begin, end)))
+  except (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+  ):
+    # A schedule of one's own may ask `if step < warm_up`.
+    return jnp.stack([jnp.asarray(learning_rate(t)) for t in range(begin, end)])

@@ -154,28 +154,46 @@ def _chosen(mask: Any, params: Any, paths: list[Path]) -> list[bool]:
       " optax.inject_hyperparams a function is taken for a schedule: name mask"
       " in its static_args, or let a method carry the mask."
     )
-  marks = {}
   for path, mark in jax.tree_util.tree_leaves_with_path(mask):
     if not isinstance(mark, (bool, np.bool_)):
       raise TypeError(
         f"mask must have bools as leaves, got {mark!r} at {path_name(path)}."
       )
-    marks[leaf_path(path)] = bool(mark)
+  return list(map(bool, for_leaves("mask", mask, params)))
+
+
+def for_leaves(name: str, tree: Any, params: Any) -> list[Any]:
+  """Returns for every leaf of params what a tree has there, or above it.
+
+  Args:
+    name: of the tree, for an error message.
+    tree: of the structure of params or a prefix of it. Leaves are found by
+      their paths.
+    params: the tree to cover.
+
+  Raises:
+    ValueError: if the tree's structure is neither.
+  """
+  found = {
+    leaf_path(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  paths = [leaf_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
   covering = [
-    next((p for p in _prefixes(path) if p in marks), None) for path in paths
+    next((p for p in _prefixes(path) if p in found), None) for path in paths
   ]
   empty = _empty(params)
   unused = [
     path
-    for path in marks.keys() - set(covering)
+    for path in found.keys() - set(covering)
     if empty.isdisjoint(_prefixes(path))
   ]
   if None in covering or unused:
     raise ValueError(
-      "mask must have the structure of params or a prefix of it. mask has the"
-      f" leaves {leaf_names(mask)}, params has {leaf_names(params)}."
+      f"{name} must have the structure of params or a prefix of it. {name} has"
+      f" the leaves {leaf_names(tree)}, params has {leaf_names(params)}."
     )
-  return [marks[prefix] for prefix in covering]
+  return [found[prefix] for prefix in covering]
 
 
 def _prefixes(path: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from flax import nnx, serialization
 from flax.core import freeze
 from jax.core import Tracer
 
+from rewa_jax._checks import Scalar
 from rewa_jax._masks import Mask, kernels, selected
 from rewa_jax._trees import (
   Path,
@@ -84,6 +85,11 @@ class Method:
     """For every array stored for one, whether weight decay reaches it."""
     return (True,)
 
+  @property
+  def degree(self) -> "Scalar":
+    """By what power of the decaying latents weights grow."""
+    return sum(self.decays)
+
   def split(self, path: str, x: jax.Array) -> tuple[jax.Array, ...]:
     """Returns what to store for one array of weights at a path.
 
@@ -94,6 +100,10 @@ class Method:
   def join(self, *values: jax.Array) -> jax.Array:
     """Returns the weights, by a function to differentiate."""
     raise NotImplementedError
+
+  def size(self, *values: jax.Array) -> jax.Array:
+    """Returns what orders weights by their size: |x|, or what grows with it."""
+    return jnp.abs(self.join(*values))
 
   def scale(self, gradient: jax.Array, value: jax.Array) -> jax.Array:
     """Returns what an optimizer gets for the gradient of a decaying array."""

@@ -1,22 +1,24 @@
 """Cutting off what is small."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rewa_jax._checks import Scalar, check_number
+from rewa_jax._groups import Groups
 from rewa_jax._masks import Mask, kernels, selected
 from rewa_jax._method import Method, weights_and_mask
-from rewa_jax._quantile import above_quantile
+from rewa_jax._ranking import Scope, check_ranking, largest
 
 
 def prune(
   params: Any,
   *,
   threshold: "Scalar | None" = None,
-  sparsity: "Scalar | None" = None,
-  scope: Literal["global", "leaf"] = "global",
+  sparsity: Any = None,
+  scope: "Scope" = "global",
+  groups: Groups | None = None,
   mask: "Mask | None" = kernels,
   method: Method | None = None,
 ) -> tuple[Any, Any]:
@@ -31,9 +33,15 @@ def prune(
       :func:`separation` finds one. May be traced, as sparsity may.
     sparsity: prune this share of the entries, 0 to 1, those of the smallest
       absolute value; of equal ones the first, NaN last. Give either this or
-      threshold. A traced float32 is a share to one part in 2^24.
+      threshold. A traced float32 is a share to one part in 2^24. Or a tree of
+      shares, of the structure of the weights or a prefix of it, with the scope
+      ``"leaf"``; :func:`erdos_renyi_kernel` makes one.
     scope: what sparsity is a share of: ``"global"``, all selected leaves
-      together, or ``"leaf"``, each on its own.
+      together, ``"leaf"``, each on its own, or ``"n:m"``, such as ``"2:4"``: of
+      every m weights along the input axis all but the n largest go.
+    groups: what goes or stays together, by its norm per weight, see
+      :func:`baselines.group_axes`; sparsity is then a share of groups. None for
+      single weights.
     mask: which leaves to prune: a tree of bools with the structure of params or
       a prefix of it, a function that returns one, or None for all.
     method: what params are latents of; its mask takes the place of mask. None
@@ -47,8 +55,9 @@ def prune(
 
   Raises:
     ValueError: if not exactly one of threshold and sparsity is given, either is
-      out of range, scope is unknown, params hold latents without a method or
-      of another, or the mask does not fit params or selects nothing by name.
+      out of range, scope or groups are unknown or do not fit a leaf, params
+      hold latents without a method or of another, or the mask does not fit
+      params or selects nothing by name.
     TypeError: if a selected leaf is not floating point.
 
   Examples:
@@ -59,18 +68,16 @@ def prune(
     >>> print(pruned["w"], masks["w"])
     [ 0. -3.  0.  2.] [False  True False  True]
   """
-  if scope not in ("global", "leaf"):
-    raise ValueError(f"scope must be 'global' or 'leaf', got {scope!r}.")
   params, mask = weights_and_mask(params, mask, method)
   chosen = selected(mask, params)
   leaves, treedef = jax.tree.flatten(params)
-  weights = [jnp.asarray(leaf) for c, leaf in zip(chosen, leaves) if c]
   if threshold is not None and sparsity is None:
     check_number("threshold", threshold, at_least=0)
-    kept = [~(jnp.abs(leaf) <= threshold) for leaf in weights]
+    ranked = [leaf for c, leaf in zip(chosen, leaves) if c]
+    kept = [~(jnp.abs(leaf) <= threshold) for leaf in ranked]
   elif sparsity is not None and threshold is None:
-    check_number("sparsity", sparsity, at_least=0, at_most=1)
-    kept = above_quantile(weights, sparsity, scope)
+    check_ranking(sparsity, scope, groups)
+    kept = largest(params, chosen, sparsity, scope, groups)
   else:
     raise ValueError(
       "Give exactly one of threshold and sparsity, got"

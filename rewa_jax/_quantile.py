@@ -34,8 +34,10 @@ def add(a: Count, b: Count) -> Count:
 
 
 def _count(mask):
-  low = mask.astype(jnp.uint32)
   zero = np.uint32(0)
+  if mask.size < BASE:
+    return jnp.zeros((), jnp.uint32), jnp.sum(mask, dtype=jnp.uint32)
+  low = mask.astype(jnp.uint32)
   return lax.reduce(
     (jnp.zeros_like(low), low), (zero, zero), add, range(mask.ndim)
   )

@@ -82,6 +82,10 @@ class Rewa(Method):
     check_hyperparameters(self.k, self.m, self.eps)
     check_gradient(self.gradient)
 
+  @property
+  def degree(self):
+    return self.k
+
   def split(self, path, x):
     del path
     return (root(x, self.k),)
@@ -91,6 +95,11 @@ class Rewa(Method):
     if self.gradient == "weight":
       return with_gradient_of(power(lax.stop_gradient(y), self.k), y)
     return power(y, self.k)
+
+  def size(self, *values):
+    # Not |y|^k, which underflows.
+    (y,) = values
+    return jnp.abs(y)
 
   def scale(self, gradient, value):
     return adaptive_step(

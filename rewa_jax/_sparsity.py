@@ -186,6 +186,12 @@ def sparsity(
     3.0
   """
   check_number("threshold", threshold, at_least=0)
+  # Sparse matrices of JAX and SciPy stand for what they are dense.
+  params = jax.tree.map(
+    lambda node: node.todense() if hasattr(node, "todense") else node,
+    params,
+    is_leaf=lambda node: hasattr(node, "todense"),
+  )
   params, mask = weights_and_mask(params, mask, method)
   leaves = jax.tree_util.tree_leaves_with_path(params)
   chosen = selected(mask, params)

@@ -1,13 +1,20 @@
 """Optimizers of latents, as optax transformations."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from rewa_jax._checks import Gradient, Scalar, check_number
+from rewa_jax._decay_by_rank import decay_by_rank
 from rewa_jax._masks import Mask, kernels, transform_selected
 from rewa_jax._method import Method
 from rewa_jax._rewa import Rewa
+
+# The mild decay where a sparsity s is asked for, times the method's degree and
+# the root of 1 - s: sparser networks want more. SGD's is for no momentum.
+MILD_SGD, MILD_ADAM = 5.8e-3, 0.14
 
 
 class ScaleByMethodState(NamedTuple):
@@ -125,7 +132,9 @@ def sgd(
   learning_rate: "optax.ScalarOrSchedule",
   method: Method,
   *,
-  weight_decay: "optax.ScalarOrSchedule",
+  weight_decay: "optax.ScalarOrSchedule | None" = None,
+  sparsity: Any = None,
+  steps: int | None = None,
   momentum: "Scalar | None" = None,
   nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -146,7 +155,12 @@ def sgd(
       :math:`\lambda` (with momentum, which counts the gradient
       1 / (1 - momentum) times, times :math:`(1 - \text{momentum})\lambda`). How
       strongly it shrinks weights by the end of training is
-      :func:`decay_budget`.
+      :func:`decay_budget`. With a sparsity it is the mild decay, and may be
+      left out.
+    sparsity: the share of zeros to end with, 0 <= sparsity < 1, by
+      :func:`decay_by_rank`, after which :func:`finalize` cuts exactly so many.
+      May be traced. None for the same weight decay on all weights.
+    steps: how many updates there will be; goes with sparsity.
     momentum: decay of the momentum, or None for none.
     nesterov: whether the momentum is Nesterov's.
 
@@ -154,8 +168,9 @@ def sgd(
     A :class:`optax.GradientTransformationExtraArgs` on latents.
 
   Raises:
-    ValueError: if weight_decay is out of range, params hold no latents of the
-      method, or params and updates do not belong together.
+    ValueError: if neither weight_decay nor sparsity and steps are given, one is
+      out of range, params hold no latents of the method, or params and updates
+      do not belong together.
     TypeError: if a selected leaf is not floating point.
 
   Examples:
@@ -188,14 +203,19 @@ def sgd(
   rule = optax.identity()
   if momentum is not None:
     rule = optax.trace(decay=momentum, nesterov=nesterov)
-  return _chain(rule, learning_rate, method, weight_decay)
+  mild = MILD_SGD * (1 if momentum is None else 1 - momentum)
+  return _chain(
+    rule, learning_rate, method, weight_decay, sparsity, steps, mild
+  )
 
 
 def adamw(
   learning_rate: "optax.ScalarOrSchedule",
   method: Method,
   *,
-  weight_decay: "optax.ScalarOrSchedule",
+  weight_decay: "optax.ScalarOrSchedule | None" = None,
+  sparsity: Any = None,
+  steps: int | None = None,
   b1: "Scalar" = 0.9,
   b2: "Scalar" = 0.999,
   adam_eps: "Scalar" = 1e-8,
@@ -215,7 +235,11 @@ def adamw(
     learning_rate: :math:`\eta_t`, a number or a schedule.
     method: the method that made the latents.
     weight_decay: :math:`\lambda` >= 0, a number or a schedule, applied to the
-      latents.
+      latents. With a sparsity it is the mild decay, and may be left out.
+    sparsity: the share of zeros to end with, 0 <= sparsity < 1, by
+      :func:`decay_by_rank`, after which :func:`finalize` cuts exactly so many.
+      May be traced. None for the same weight decay on all weights.
+    steps: how many updates there will be; goes with sparsity.
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
     adam_eps: Adam's term in the denominator.
@@ -224,8 +248,9 @@ def adamw(
     A :class:`optax.GradientTransformationExtraArgs` on latents.
 
   Raises:
-    ValueError: if weight_decay is out of range, params hold no latents of the
-      method, or params and updates do not belong together.
+    ValueError: if neither weight_decay nor sparsity and steps are given, one is
+      out of range, params hold no latents of the method, or params and updates
+      do not belong together.
     TypeError: if a selected leaf is not floating point.
 
   Examples:
@@ -244,7 +269,9 @@ def adamw(
     Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 2
   """
   rule = optax.scale_by_adam(b1=b1, b2=b2, eps=adam_eps)
-  return _chain(rule, learning_rate, method, weight_decay)
+  return _chain(
+    rule, learning_rate, method, weight_decay, sparsity, steps, MILD_ADAM
+  )
 
 
 def rewa_sgd(
@@ -253,7 +280,9 @@ def rewa_sgd(
   m: "Scalar" = 0.0,
   eps: "Scalar" = 0.0,
   *,
-  weight_decay: "optax.ScalarOrSchedule",
+  weight_decay: "optax.ScalarOrSchedule | None" = None,
+  sparsity: Any = None,
+  steps: int | None = None,
   momentum: "Scalar | None" = None,
   nesterov: bool = False,
   mask: "Mask | None" = kernels,
@@ -274,7 +303,12 @@ def rewa_sgd(
     eps: >= 0. With m < 2, eps > 0 is the paper's Config B.
     weight_decay: :math:`\lambda` >= 0, a number or a schedule, applied to the
       latents. How strongly it shrinks weights by the end of training is
-      :func:`decay_budget`.
+      :func:`decay_budget`. With a sparsity it is the mild decay, and may be
+      left out.
+    sparsity: the share of zeros to end with, 0 <= sparsity < 1, by
+      :func:`decay_by_rank`, after which :func:`finalize` cuts exactly so many.
+      May be traced. None for the same weight decay on all weights.
+    steps: how many updates there will be; goes with sparsity.
     momentum: decay of the momentum, or None for none.
     nesterov: whether the momentum is Nesterov's.
     mask: which leaves are latents: a tree of bools with the structure of params
@@ -313,6 +347,8 @@ def rewa_sgd(
     learning_rate,
     rewa,
     weight_decay=weight_decay,
+    sparsity=sparsity,
+    steps=steps,
     momentum=momentum,
     nesterov=nesterov,
   )
@@ -324,7 +360,9 @@ def rewa_adamw(
   m: "Scalar" = 0.0,
   eps: "Scalar" = 0.0,
   *,
-  weight_decay: "optax.ScalarOrSchedule",
+  weight_decay: "optax.ScalarOrSchedule | None" = None,
+  sparsity: Any = None,
+  steps: int | None = None,
   b1: "Scalar" = 0.9,
   b2: "Scalar" = 0.999,
   adam_eps: "Scalar" = 1e-8,
@@ -346,7 +384,11 @@ def rewa_adamw(
     m: 0 <= m <= k - 1.
     eps: ReWA's eps, >= 0. Adam's own is adam_eps.
     weight_decay: :math:`\lambda` >= 0, a number or a schedule, applied to the
-      latents.
+      latents. With a sparsity it is the mild decay, and may be left out.
+    sparsity: the share of zeros to end with, 0 <= sparsity < 1, by
+      :func:`decay_by_rank`, after which :func:`finalize` cuts exactly so many.
+      May be traced. None for the same weight decay on all weights.
+    steps: how many updates there will be; goes with sparsity.
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
     adam_eps: Adam's term in the denominator.
@@ -383,6 +425,8 @@ def rewa_adamw(
     learning_rate,
     rewa,
     weight_decay=weight_decay,
+    sparsity=sparsity,
+    steps=steps,
     b1=b1,
     b2=b2,
     adam_eps=adam_eps,
@@ -393,13 +437,35 @@ def _chain(
   rule: optax.GradientTransformation,
   learning_rate: "optax.ScalarOrSchedule",
   method: Method,
-  weight_decay: "optax.ScalarOrSchedule",
+  weight_decay: "optax.ScalarOrSchedule | None",
+  sparsity: Any,
+  steps: int | None,
+  mild: "Scalar",
 ) -> optax.GradientTransformationExtraArgs:
-  if not callable(weight_decay):
+  if weight_decay is not None and not callable(weight_decay):
     check_number("weight_decay", weight_decay, at_least=0)
+  if sparsity is not None and steps is not None:
+    low = weight_decay
+    if low is None:
+      shares = jnp.stack([jnp.asarray(s) for s in jax.tree.leaves(sparsity)])
+      low = mild / (method.degree * jnp.sqrt(1 - jnp.mean(shares)))
+    decay = decay_by_rank(method, sparsity, learning_rate, steps, low=low)
+  elif sparsity is not None or steps is not None:
+    raise ValueError(
+      f"sparsity and steps go together, got sparsity={sparsity},"
+      f" steps={steps}: ask for a sparsity after so many updates, or give"
+      " weight_decay alone."
+    )
+  elif weight_decay is not None:
+    decay = optax.add_decayed_weights(weight_decay, mask=method.decaying)
+  else:
+    raise ValueError(
+      "Give weight_decay, or sparsity and steps: without a decay nothing"
+      " becomes sparse. weight_decay=0 trains dense."
+    )
   return optax.chain(
     scale_by_method(method),
     rule,
-    optax.add_decayed_weights(weight_decay, mask=method.decaying),
+    decay,
     optax.scale_by_learning_rate(learning_rate),
   )

@@ -12,6 +12,12 @@ with its proximal map in `proximal_sgd`, a subgradient before any optimizer, or
 pruning after it.
 """
 
+from rewa_jax._groups import (
+  Groups,
+  group_axes,
+  group_norms,
+  stacked,
+)
 from rewa_jax.baselines._factorized import (
   FactorProduct,
   HadamardDifference,
@@ -19,12 +25,6 @@ from rewa_jax.baselines._factorized import (
   spred,
 )
 from rewa_jax.baselines._gated import Gated
-from rewa_jax.baselines._groups import (
-  Groups,
-  group_axes,
-  group_norms,
-  stacked,
-)
 from rewa_jax.baselines._initialization import draw_factors
 from rewa_jax.baselines._penalties import (
   L1,

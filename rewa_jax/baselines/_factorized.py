@@ -187,6 +187,10 @@ class HadamardDifference(Method):
   def decays(self):
     return (True, True)
 
+  @property
+  def degree(self):
+    return self.k
+
   def split(self, path, x):
     del path
     wide = x.astype(wide_dtype(x))

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from rewa_jax._checks import check_number
-from rewa_jax._method import NOT_THE_MAP, STATIC, Method
-from rewa_jax._power import wide_dtype
-from rewa_jax.baselines._factorized import check_depth, divide
-from rewa_jax.baselines._groups import (
+from rewa_jax._groups import (
   Groups,
   check_groups,
   group_axes,
   group_norms,
 )
+from rewa_jax._method import NOT_THE_MAP, STATIC, Method
+from rewa_jax._power import wide_dtype
+from rewa_jax.baselines._factorized import check_depth, divide
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from rewa_jax._checks import check_number
-from rewa_jax._power import wide_dtype
-from rewa_jax._trees import leaf_names, path_name, with_paths
-from rewa_jax.baselines._groups import (
+from rewa_jax._groups import (
   Groups,
   check_groups,
   group_axes,
   group_norms,
 )
+from rewa_jax._power import wide_dtype
+from rewa_jax._trees import leaf_names, path_name, with_paths
 
 _ONLY_LEAF = path_name(())
 

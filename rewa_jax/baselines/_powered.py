@@ -7,16 +7,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from rewa_jax._checks import check_hyperparameters, check_number
-from rewa_jax._method import NOT_THE_MAP, STATIC, Method
-from rewa_jax._penalty import Penalty
-from rewa_jax._power import power, root, wide_dtype, with_gradient_of
-from rewa_jax._rewa import adaptive_step
-from rewa_jax.baselines._groups import (
+from rewa_jax._groups import (
   Groups,
   check_groups,
   group_axes,
   group_norms,
 )
+from rewa_jax._method import NOT_THE_MAP, STATIC, Method
+from rewa_jax._penalty import Penalty
+from rewa_jax._power import power, root, wide_dtype, with_gradient_of
+from rewa_jax._rewa import adaptive_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,10 @@ class PowerPropagation(Method):
 
   def __post_init__(self):
     check_number("alpha", self.alpha, at_least=1)
+
+  @property
+  def degree(self):
+    return self.alpha
 
   def split(self, path, x):
     del path
@@ -129,6 +133,10 @@ class GroupedRewa(Method):
   @property
   def decays(self):
     return (True, False)  # Gates, directions.
+
+  @property
+  def degree(self):
+    return self.k
 
   def split(self, path, x):
     wide = x.astype(wide_dtype(x))

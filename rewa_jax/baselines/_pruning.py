@@ -1,15 +1,16 @@
 """Gradual magnitude pruning, as the last link of an optax chain."""
 
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rewa_jax._checks import Scalar, check_number
+from rewa_jax._checks import check_number
+from rewa_jax._groups import Groups
 from rewa_jax._masks import Mask, kernels, select
 from rewa_jax._power import wide_dtype
-from rewa_jax._quantile import above_quantile
+from rewa_jax._ranking import Scope, check_ranking, cubic_progress, largest
 from rewa_jax._trees import check_params, check_shapes
 
 
@@ -27,12 +28,13 @@ class GradualPruningState(NamedTuple):
 
 
 def gradual_pruning(
-  sparsity: "Scalar",
+  sparsity: Any,
   *,
   begin: int | jax.Array,
   end: int | jax.Array,
   every: int | jax.Array = 100,
-  scope: Literal["global", "leaf"] = "global",
+  scope: "Scope" = "global",
+  groups: Groups | None = None,
   mask: "Mask | None" = kernels,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Prunes ever more of the smallest weights while training goes on.
@@ -52,7 +54,9 @@ def gradual_pruning(
     end: :math:`t_1` >= begin + 1, the update after which the last are pruned.
     every: how many updates apart weights are pruned, >= 1.
     scope: what sparsity is a share of: ``"global"``, all selected leaves
-      together, or ``"leaf"``, each on its own.
+      together, ``"leaf"``, each on its own, or ``"n:m"``; see
+      :func:`rewa_jax.prune`, also for trees of shares and for groups.
+    groups: what is pruned together, or None for single weights.
     mask: which leaves to prune: a tree of bools with the structure of params or
       a prefix of it, a function that returns one, or None for all.
 
@@ -87,13 +91,11 @@ def gradual_pruning(
     Zhu and Gupta, `To prune, or not to prune: exploring the efficacy of pruning
     for model compression <https://arxiv.org/abs/1710.01878>`_, 2017, Eq. 1
   """
-  check_number("sparsity", sparsity, at_least=0, at_most=1)
+  check_ranking(sparsity, scope, groups)
   check_number("begin", begin, at_least=0)
   check_number("end", end, at_least=1)
   check_number("end - begin", end - begin, at_least=1)
   check_number("every", every, at_least=1)
-  if scope not in ("global", "leaf"):
-    raise ValueError(f"scope must be 'global' or 'leaf', got {scope!r}.")
 
   def init_fn(params):
     masks = jax.tree.map(
@@ -117,14 +119,18 @@ def gradual_pruning(
     kept = [keep for s, keep in zip(selected, masks) if s]
 
     since = state.count - begin
-    share = sparsity * (1 - (1 - jnp.clip(since / (end - begin), 0, 1)) ** 3)
 
     def choose(kept):
-      moved = [
+      moved = iter(
         jnp.where(keep, _size(x + u), 0)
         for keep, x, u in zip(kept, weights, steps)
-      ]
-      above = above_quantile(moved, share, scope)
+      )
+      # A tree again, by whose paths leaves are told.
+      tree = treedef.unflatten(
+        next(moved) if s else leaf for s, leaf in zip(selected, leaves)
+      )
+      progress = cubic_progress(state.count, begin, end)
+      above = largest(tree, selected, sparsity, scope, groups, progress)
       return [keep & new for keep, new in zip(kept, above)]
 
     due = (since % every == 0) | (state.count == end)

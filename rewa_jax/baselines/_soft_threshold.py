@@ -53,6 +53,10 @@ class SoftThreshold(Method):
   def decays(self):
     return (True, True)
 
+  @property
+  def degree(self):
+    return 1  # Of the larger ones: the threshold itself hardly moves.
+
   def split(self, path, x):
     del path
     # As many axes as the weights have, so that stacked latents broadcast.

@@ -1,0 +1,205 @@
+"""Which weights stay when a share of the smallest goes."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rewa_jax._checks import Scalar, check_number
+from rewa_jax._groups import Groups, check_groups, group_axes, group_norms
+from rewa_jax._masks import Mask, for_leaves, kernels, selected
+from rewa_jax._quantile import above_quantile
+from rewa_jax._trees import path_name
+
+# Signatures quote it: help() would spell out every type behind it.
+Scope = Literal["global", "leaf"] | str
+
+
+def check_ranking(sparsity: Any, scope: str, groups: Groups | None) -> None:
+  """Raises unless these say what to rank; tracers pass unseen."""
+  block = _block(scope)
+  if groups is not None:
+    check_groups(groups)
+    if block:
+      raise ValueError(
+        f"scope {scope!r} and groups {groups!r} exclude each other: give one."
+      )
+  if not jnp.isscalar(sparsity) and not jax.tree_util.all_leaves([sparsity]):
+    for path, share in jax.tree_util.tree_leaves_with_path(sparsity):
+      name = f"sparsity at {path_name(path)}"
+      check_number(name, share, at_least=0, at_most=1)
+    if scope != "leaf":
+      raise ValueError(
+        "sparsity is a tree, a share for each leaf, so scope must be 'leaf',"
+        f" got {scope!r}."
+      )
+    return
+  check_number("sparsity", sparsity, at_least=0, at_most=1)
+  if block and not isinstance(sparsity, jax.core.Tracer):
+    share = 1 - block[0] / block[1]
+    if not math.isclose(float(sparsity), share, rel_tol=1e-6):
+      raise ValueError(
+        f"scope {scope!r} keeps {block[0]} of every {block[1]}, a sparsity of"
+        f" {share:g}, got sparsity={sparsity}."
+      )
+
+
+def largest(
+  tree: Any,
+  chosen: Sequence[bool],
+  sparsity: Any,
+  scope: "Scope" = "global",
+  groups: Groups | None = None,
+  progress: "Scalar" = 1,
+) -> list[jax.Array]:
+  """Says which weights stay when the smallest go.
+
+  Args:
+    tree: of weights, or of what orders them by size.
+    chosen: which of its leaves are ranked.
+    sparsity: the share that goes in the end, or a tree of shares.
+    scope: what it is a share of, as :func:`rewa_jax.prune` has it.
+    groups: what stays or goes together, or None for single weights.
+    progress: how much of the sparsity is due: the integer 1, or an array.
+
+  Returns:
+    For every leaf that is chosen a mask of its shape.
+  """
+  leaves = [
+    (path_name(path), jnp.asarray(leaf))
+    for c, (path, leaf) in zip(
+      chosen, jax.tree_util.tree_leaves_with_path(tree)
+    )
+    if c
+  ]
+  sizes = [x for _, x in leaves]
+  if groups is not None:
+    axes = [group_axes(groups, path, x) for path, x in leaves]
+    # Per weight, so that groups of unlike sizes can be compared.
+    sizes = [_root_mean_square(x, a) for (_, x), a in zip(leaves, axes)]
+  elif block := _block(scope):
+    sizes = [_losers(path, x, *block) for path, x in leaves]
+  if scope == "leaf":
+    shares = [sparsity] * len(chosen)
+    if not jax.tree_util.all_leaves([sparsity]):
+      shares = for_leaves("sparsity", sparsity, tree)
+    shares = [share for c, share in zip(chosen, shares) if c]
+    kept = [
+      above_quantile([x], _times(share, progress))[0]
+      for share, x in zip(shares, sizes)
+    ]
+  else:
+    kept = above_quantile(sizes, _times(sparsity, progress))
+  return [jnp.broadcast_to(k, x.shape) for k, (_, x) in zip(kept, leaves)]
+
+
+def cubic_progress(count: "Scalar", begin: "Scalar", end: "Scalar"):
+  r"""Returns :math:`1 - (1 - u)^3`, u from 0 at begin to 1 at end."""
+  return 1 - (1 - jnp.clip((count - begin) / (end - begin), 0, 1)) ** 3
+
+
+def erdos_renyi_kernel(
+  params: Any, sparsity: float, mask: "Mask | None" = kernels
+) -> Any:
+  r"""Spreads a sparsity over layers: thin ones keep a larger share.
+
+  A leaf of the shape :math:`(n_1, n_2, \ldots)` keeps a share in proportion to
+
+  .. math::
+    \frac{n_1 + n_2 + \cdots}{n_1 \, n_2 \cdots},
+
+  but no more than all, such that the shares make up the sparsity.
+
+  Args:
+    params: a tree of weights, or their shapes.
+    sparsity: the share of zeros among all selected weights, 0 to 1.
+    mask: which leaves are sparse: a tree of bools with the structure of params
+      or a prefix of it, a function of params that returns one, or None for all.
+
+  Returns:
+    A tree of shares of the structure of params, 0 on leaves not selected:
+    a ``sparsity`` for :func:`prune` and :func:`decay_by_rank` with the scope
+    ``"leaf"``.
+
+  Raises:
+    ValueError: if sparsity is out of range, or the mask does not fit params or
+      selects nothing by name.
+    TypeError: if a selected leaf is not floating point.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import rewa_jax
+    >>> params = {"first": {"kernel": jnp.ones((100, 100))},
+    ...           "last": {"kernel": jnp.ones((100, 10))}}
+    >>> shares = rewa_jax.erdos_renyi_kernel(params, 0.9)
+    >>> print("{first[kernel]:.3f} {last[kernel]:.3f}".format(**shares))
+    0.929 0.610
+
+  References:
+    Evci et al., `Rigging the lottery: making all tickets winners
+    <https://arxiv.org/abs/1911.11134>`_, 2020, Section 3, (1)
+  """
+  check_number("sparsity", sparsity, at_least=0, at_most=1)
+  leaves, treedef = jax.tree.flatten(params)
+  chosen = selected(mask, params)
+  shapes = [jnp.shape(x) for x in leaves]
+  sizes = np.array([c * math.prod(s) for c, s in zip(chosen, shapes)], float)
+  weights = np.array([c * sum(s) for c, s in zip(chosen, shapes)], float)
+  # Leaves that would keep more than all keep all, and the others the rest.
+  kept, full = np.zeros_like(sizes), np.zeros(len(sizes), bool)
+  for _ in leaves:
+    left = (1 - sparsity) * sizes.sum() - sizes[full].sum()
+    open_weights = np.where(full, 0, weights)
+    kept = open_weights * max(left, 0) / max(open_weights.sum(), 1)
+    full |= kept > sizes
+  kept = np.where(full, sizes, kept)
+  shares = 1 - kept / np.maximum(sizes, 1)
+  return treedef.unflatten(
+    float(share) if c else 0.0 for c, share in zip(chosen, shares)
+  )
+
+
+def _block(scope: str) -> tuple[int, int] | None:
+  """Returns n and m of the scope n:m, None of the two that have names."""
+  if scope in ("global", "leaf"):
+    return None
+  found = re.fullmatch(r"(\d+):(\d+)", str(scope))
+  if not found or not 0 < int(found[1]) <= int(found[2]):
+    raise ValueError(
+      "scope must be 'global', 'leaf' or n:m with 0 < n <= m, such as '2:4',"
+      f" got {scope!r}."
+    )
+  return int(found[1]), int(found[2])
+
+
+def _losers(path: str, x: jax.Array, n: int, m: int) -> jax.Array:
+  """Returns |x|, infinite where it is among the n largest of its m."""
+  # The innermost of the input axes, along which kernels multiply.
+  axis = group_axes("input", path, x)[-1]
+  if x.shape[axis] % m:
+    raise ValueError(
+      f"{path} of shape {x.shape} has {x.shape[axis]} inputs, which do not make"
+      f" blocks of {m}. Pass a mask that is False there."
+    )
+  size = jnp.abs(x).reshape(*x.shape[:axis], -1, m, *x.shape[axis + 1 :])
+  size = jnp.where(jnp.isnan(size), jnp.inf, size)
+  place = jax.lax.broadcasted_iota(jnp.int32, size.shape, axis + 1)
+  before = jnp.zeros(size.shape, jnp.int32)
+  for i in range(m):
+    other = jax.lax.slice_in_dim(size, i, i + 1, axis=axis + 1)
+    before += (other > size) | ((other == size) & (i > place))
+  return jnp.where(before < n, jnp.inf, size).reshape(x.shape)
+
+
+def _root_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  norms = group_norms(x, axes)
+  return norms / math.sqrt(x.size / norms.size)
+
+
+def _times(share: "Scalar", progress: "Scalar") -> "Scalar":
+  # The whole share as it is: a product with an array would round it.
+  return share if isinstance(progress, int) else share * progress
