@@ -1,0 +1,195 @@
+"""Sparse matrices in the place of kernels, and how models take them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jax.experimental import sparse
+
+from rewa_jax._masks import Mask, kernels, selected
+from rewa_jax._trees import path_name
+from rewa_jax.baselines import group_axes
+from rewa_jax.deploy._checks import check_weights
+from rewa_jax.deploy._graph import Equation, flatten
+
+
+def to_bcoo(weights: Any, *, mask: "Mask | None" = kernels) -> Any:
+  """Replaces kernels of two axes by ``jax.experimental.sparse.BCOO`` matrices.
+
+  Args:
+    weights: a tree of weights.
+    mask: which leaves to replace, of those with two axes: a tree of bools with
+      the structure of weights or a prefix of it, a function that returns one,
+      or None for all.
+
+  Returns:
+    A tree of the same structure, for :func:`sparse_apply`.
+
+  Raises:
+    ValueError: if weights are latents or hold NaN, or the mask does not fit
+      them or selects nothing by name.
+    TypeError: if a selected leaf is not floating point.
+  """
+  return _replace(weights, mask, lambda _, x: sparse.BCOO.fromdense(x))
+
+
+def to_bcsr(weights: Any, *, mask: "Mask | None" = kernels) -> Any:
+  """Replaces kernels of two axes by ``jax.experimental.sparse.BCSR`` matrices.
+
+  Their rows are outputs, so that of a kernel (inputs, outputs) it is the
+  transpose: rows times columns is what JAX computes.
+
+  Args, Returns and Raises as :func:`to_bcoo`.
+  """
+  return _replace(
+    weights,
+    mask,
+    lambda path, x: sparse.BCSR.fromdense(
+      x.T if _has_outputs_last(path, x) else x
+    ),
+  )
+
+
+def to_scipy(weights: Any, *, mask: "Mask | None" = kernels) -> Any:
+  """Replaces kernels of two axes by SciPy's CSR, the rest by NumPy arrays.
+
+  For CPUs without JAX: ``x @ kernel + bias`` is written as ever.
+
+  Args, Returns and Raises as :func:`to_bcoo`.
+
+  Examples:
+    >>> import numpy as np
+    >>> from rewa_jax import deploy
+    >>> layer = {"kernel": np.eye(3, dtype="f"), "bias": np.ones(3, "f")}
+    >>> layer = deploy.to_scipy(layer)
+    >>> print(np.array([[1.0, 2.0, 3.0]]) @ layer["kernel"] + layer["bias"])
+    [[2. 3. 4.]]
+  """
+  weights = jax.tree.map(np.asarray, weights)
+  return _replace(weights, mask, lambda _, x: scipy.sparse.csr_array(x))
+
+
+def sparse_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns a model's function for params with sparse matrices.
+
+  It computes products with them as sparse ones, and everything else as it was:
+  any model of linen, of NNX or of one's own, as long as its kernels go into
+  matrix products and nowhere else.
+
+  Args:
+    apply: a function of params and inputs, such as ``model.apply``.
+
+  Returns:
+    A function of params in which leaves may be of :func:`to_bcoo` or
+    :func:`to_bcsr`, and of inputs; wrap it in ``jax.jit``.
+
+  Raises:
+    ValueError: when called, if a sparse matrix meets another operation, which
+      is named.
+
+  Examples:
+    >>> import flax.linen as nn
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from rewa_jax import deploy
+    >>> model, x = nn.Dense(3), jnp.ones((1, 4))
+    >>> params = model.init(jax.random.key(0), x)
+    >>> apply = jax.jit(deploy.sparse_apply(model.apply))
+    >>> y = apply(deploy.to_bcsr(params), x)
+    >>> bool(jnp.allclose(y, model.apply(params, x)))
+    True
+  """
+
+  def run(params, *inputs):
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(
+      params, is_leaf=_is_sparse
+    )
+    leaves = [_Matrix.of(path_name(path), leaf) for path, leaf in leaves]
+    structs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+    closed, result = jax.make_jaxpr(apply, return_shape=True)(
+      treedef.unflatten(structs), *inputs
+    )
+    graph = flatten(closed, len(leaves))
+    values = dict(graph.constants)
+    values.update(zip(graph.leaves, leaves))
+    values.update(zip(graph.inputs, jax.tree.leaves(inputs)))
+    for equation in graph.equations:
+      operands = [values[number] for number in equation.operands]
+      bind = _bind if any(map(_is_sparse, operands)) else Equation.bind
+      values.update(zip(equation.results, bind(equation, *operands)))
+    outputs = [values[number] for number in graph.outputs]
+    return jax.tree.unflatten(jax.tree.structure(result), outputs)
+
+  return run
+
+
+class _Matrix(NamedTuple):
+  """A sparse matrix, and whether it is the transpose of what it stands for."""
+
+  matrix: sparse.JAXSparse
+  is_transposed: bool
+
+  @classmethod
+  def of(cls, path: str, leaf: Any) -> Any:
+    """Returns a sparse leaf with its orientation, and others as arrays."""
+    if isinstance(leaf, sparse.BCSR):
+      return cls(leaf, _has_outputs_last(path, leaf))
+    return cls(leaf, False) if _is_sparse(leaf) else jnp.asarray(leaf)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.matrix.shape[:: -1 if self.is_transposed else 1]
+
+  @property
+  def dtype(self) -> Any:
+    return self.matrix.dtype
+
+
+def _bind(equation: Equation, *operands: Any) -> list[Any]:
+  """Computes an equation of which an operand is a sparse matrix."""
+  if equation.primitive.name == "convert_element_type":
+    ((matrix, is_transposed),) = operands
+    (data, *indices), treedef = jax.tree.flatten(matrix)
+    data = data.astype(equation.params["new_dtype"])
+    return [_Matrix(treedef.unflatten([data, *indices]), is_transposed)]
+  place = int(isinstance(operands[1], _Matrix)) if operands[1:] else 0
+  (matrix, is_transposed), other = operands[place], operands[place - 1]
+  if equation.primitive.name == "dot_general" and not _is_sparse(other):
+    numbers = contracting, batch = equation.params["dimension_numbers"]
+    if isinstance(matrix, sparse.BCOO) and not batch[0]:
+      pair = (matrix, other) if place == 0 else (other, matrix)
+      return [sparse.bcoo_dot_general(*pair, dimension_numbers=numbers)]
+    # Rows times columns, whichever way round the matrix stands there.
+    if contracting[place] == (0 if is_transposed else 1,) and not batch[0]:
+      columns = jnp.moveaxis(other, contracting[1 - place][0], 0)
+      product = matrix @ columns.reshape(len(columns), -1)
+      product = product.reshape(-1, *columns.shape[1:])
+      return [jnp.moveaxis(product, 0, -1) if place else product]
+  raise ValueError(
+    f"A sparse matrix goes into {equation}, but only its product with an array"
+    " is known. Leave it dense by a mask."
+  )
+
+
+def _replace(
+  weights: Any, mask: Mask | None, replace: Callable[[str, Any], Any]
+) -> Any:
+  check_weights(weights)
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(weights)
+  return treedef.unflatten(
+    replace(path_name(path), leaf)
+    if is_selected and jnp.ndim(leaf) == 2
+    else leaf
+    for is_selected, (path, leaf) in zip(selected(mask, weights), leaves)
+  )
+
+
+def _has_outputs_last(path: str, kernel: Any) -> bool:
+  return group_axes("output", path, kernel) == (1,)
+
+
+def _is_sparse(node: Any) -> bool:
+  return isinstance(node, (sparse.JAXSparse, _Matrix))
