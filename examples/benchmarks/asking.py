@@ -1,0 +1,103 @@
+"""Times what decay by rank adds to an optimizer step.
+
+Weights are ranked every 50 updates, so two steps are timed beside the plain one
+of `rewa_jax.sgd`, in turns: one that does not rank, and one that does. Their
+mean, 49 of the one and one of the other, is what a step costs. Prints a table
+and writes a JSON.
+
+  python -m examples.benchmarks.asking --tree resnet18
+"""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import rewa_jax
+
+from .. import kit
+from .optimizer_step import ROUNDS, Row, compiled
+from .timing import take_turns
+from .trees import TREES, shapes
+
+REWA = rewa_jax.Rewa(k=9, m=2)
+RATE, DECAY, MOMENTUM = 1e-3, 1e-4, 0.9
+STEPS, EVERY = 100_000, 50
+COLUMNS = ("tree", "weights", "plain, ms", "not ranking", "ranking", "mean")
+
+
+def solvers() -> dict[str, optax.GradientTransformation]:
+  """Returns the plain optimizer, and two whose decay goes by rank."""
+
+  def by_rank(begin, every):
+    decay = rewa_jax.decay_by_rank(
+      REWA, 0.99, RATE, STEPS, low=DECAY, begin=begin, every=every
+    )
+    return optax.chain(
+      rewa_jax.scale_by_method(REWA),
+      optax.trace(MOMENTUM),
+      decay,
+      optax.scale_by_learning_rate(RATE),
+    )
+
+  return {
+    "plain": rewa_jax.sgd(RATE, REWA, weight_decay=DECAY, momentum=MOMENTUM),
+    # Long before the first ranking, and at every step one.
+    "not ranking": by_rank(STEPS // 2, EVERY),
+    "ranking": by_rank(0, 1),
+  }
+
+
+def measure(tree: str, turns: int) -> dict[str, float]:
+  """Returns milliseconds of the plain step, and ratios to it."""
+  random = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: jnp.asarray(random.standard_normal(x.shape, np.float32)),
+    shapes(tree),
+  )
+  programs = {
+    name: compiled(Row(name, solver, REWA), params)
+    for name, solver in solvers().items()
+  }
+  rounds = []
+  with tqdm(total=ROUNDS * (turns + 2), desc=tree, unit="turn") as bar:
+    for _ in range(ROUNDS):
+      steps = {
+        name: functools.partial(step, params)
+        for name, (step, _) in programs.items()
+      }
+      carries = {name: start(params) for name, (_, start) in programs.items()}
+      rounds.append(take_turns(steps, carries, turns, progress=bar.update))
+  ratios = {
+    name: float(np.median([r[name] / r["plain"] for r in rounds]))
+    for name in ("not ranking", "ranking")
+  }
+  mean = ratios["not ranking"] * (EVERY - 1) / EVERY
+  return {
+    "weights": sum(x.size for x in jax.tree.leaves(params)),
+    "plain, ms": float(np.median([1e3 * r["plain"] for r in rounds])),
+    **ratios,
+    "mean": mean + ratios["ranking"] / EVERY,
+  }
+
+
+def main(argv) -> None:
+  parser = kit.parser(__doc__, "results/benchmarks")
+  parser.add_argument("--tree", choices=tuple(TREES), action="append")
+  parser.add_argument("--turns", type=int, default=15)
+  args = parser.parse_args(argv)
+  trees = args.tree or ["resnet18"]
+  made = kit.provenance("examples.benchmarks.asking", argv)
+  rows = {tree: measure(tree, args.turns) for tree in trees}
+  kit.write_json(args.out / "asking.json", made | {"trees": rows})
+  lines = [(tree, *row.values()) for tree, row in rows.items()]
+  print(f"\n{kit.markdown(COLUMNS, lines)}{kit.made_by(made)}")
+
+
+if __name__ == "__main__":
+  kit.leave_on_ctrl_c()
+  main(sys.argv[1:])

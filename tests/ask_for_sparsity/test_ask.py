@@ -1,0 +1,59 @@
+import json
+import pathlib
+
+import pytest
+
+from examples.ask_for_sparsity import ask
+
+ROW = {
+  "compression": 50,
+  "seed": 1,
+  "nonzero": 20,
+  "largest_cut": 1e-5,
+  "smallest_kept": 2e-2,
+  "validation": 0.97,
+  "validation_uncut": 0.97,
+  "test": 0.98,
+  "test_uncut": 0.981,
+}
+
+
+def test_the_table_has_means_over_seeds_and_what_the_cut_cost():
+  rows = [ROW, ROW | {"seed": 2, "test": 0.96, "test_uncut": 0.96}]
+  line = ask.table(rows).splitlines()[2]
+  assert line.startswith(
+    "| 50x | 98.00% | 20 | 97.00 % ± 1.00 | 97.00 % | 0.05"
+  )
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["--epochs", "0"], "--epochs must be at least 1"),
+    (["--compressions", "0.5"], "--compressions must be >= 1"),
+  ],
+)
+def test_bad_options_are_named(words, message, capsys, tmp_path):
+  with pytest.raises(SystemExit):
+    ask.parse([*words, "--out", str(tmp_path)])
+  assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_target_is_met_to_the_weight(tmp_path, capsys):
+  ask.main(
+    ["--epochs", "6", "--seeds", "1", "--compressions", "2", "10"]
+    + ["--out", str(tmp_path)]
+  )
+  results = json.loads((tmp_path / "lenet300" / "results.json").read_text())
+  assert [row["nonzero"] for row in results["rows"]] == [133_100, 26_620]
+  assert results["rows"][0]["test"] > 0.8
+  assert (tmp_path / "lenet300" / "accuracy.png").exists()
+  assert "| 10x | 90.00% | 26,620 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("network", ["lenet300", "lenet5"])
+def test_the_readme_has_the_committed_tables(network):
+  folder = pathlib.Path(ask.__file__).parent
+  results = json.loads((folder / f"results/{network}/results.json").read_text())
+  assert ask.table(results["rows"]) in (folder / "README.md").read_text()
