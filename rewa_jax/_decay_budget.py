@@ -199,9 +199,11 @@ def sum_of_steps(
 
 
 def rates_of_steps(
-  learning_rate: optax.Schedule, begin: int, end: int
+  learning_rate: "optax.ScalarOrSchedule", begin: int, end: int
 ) -> jax.Array:
-  """Returns the learning rates of updates begin to end - 1."""
+  """Returns the learning rates of updates begin to end - 1, or the only one."""
+  if not callable(learning_rate):
+    return jnp.asarray(learning_rate)
   try:
     return jnp.asarray(jax.vmap(learning_rate)(jnp.arange(begin, end)))
   except (

@@ -55,9 +55,9 @@ def decay_by_rank(
   *,
   low: "optax.ScalarOrSchedule",
   high: "Scalar | None" = None,
-  begin: "Scalar | None" = None,
-  end: "Scalar | None" = None,
-  every: "Scalar | None" = None,
+  begin: int | None = None,
+  end: int | None = None,
+  every: int | None = None,
   scope: "Scope" = "global",
   groups: Groups | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -140,7 +140,7 @@ def decay_by_rank(
   check_number("end - begin", end - begin, at_least=1)
   check_number("steps - end", steps - end, at_least=1)
   if every is None:
-    every = jnp.clip((end - begin) // _RANKINGS, 1, 50)
+    every = min(max((end - begin) // _RANKINGS, 1), 50)
   check_number("every", every, at_least=1)
   if high is None:
     high = _decay_for(STRONG, method, sum_of_steps(learning_rate, end, steps))
@@ -286,13 +286,11 @@ def _check_strength(method, high, learning_rate, begin, end, steps):
       f" {high * STRONG / budget if budget else math.inf:.2g}, more steps, or"
       " higher learning rates."
     )
-  rates = learning_rate
-  if callable(learning_rate):
-    rates = jnp.max(rates_of_steps(learning_rate, begin, steps))
-  if float(high * rates) >= 1:
+  peak = jnp.max(rates_of_steps(learning_rate, begin, steps))
+  if float(high * peak) >= 1:
     raise ValueError(
-      f"high = {high:.2g} times the learning rate {float(rates):.2g} is"
-      f" {float(high * rates):.2g}, but must be below 1: one update would take"
+      f"high = {high:.2g} times the learning rate {float(peak):.2g} is"
+      f" {float(high * peak):.2g}, but must be below 1: one update would take"
       f" more than all of a weight. There are {steps - end} updates from end ="
       f" {end} on; more of them need less."
     )

@@ -193,7 +193,7 @@ def for_leaves(name: str, tree: Any, params: Any) -> list[Any]:
       f"{name} must have the structure of params or a prefix of it. {name} has"
       f" the leaves {leaf_names(tree)}, params has {leaf_names(params)}."
     )
-  return [found[prefix] for prefix in covering]
+  return [found[path] for path in covering if path is not None]
 
 
 def _prefixes(path: Path) -> Iterator[Path]:

@@ -102,7 +102,7 @@ class Method:
     raise NotImplementedError
 
   def size(self, *values: jax.Array) -> jax.Array:
-    """Returns what orders weights by their size: |x|, or what grows with it."""
+    """Returns what orders weights by their size: abs(x), or what grows as it."""
     return jnp.abs(self.join(*values))
 
   def scale(self, gradient: jax.Array, value: jax.Array) -> jax.Array:
@@ -291,7 +291,7 @@ def weights_and_mask(
     if maker or is_parts(node) or NNX_LATENTS in leaf_path(path):
       raise ValueError(
         f"{path_name(leaf_path(path))} holds latents, not weights. Pass the"
-        " method that made them."
+        " method that made them, or what its to_weights returns."
       )
   return params, mask
 

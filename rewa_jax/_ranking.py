@@ -8,8 +8,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from rewa_jax._checks import Scalar, check_number
+from rewa_jax._checks import check_number
 from rewa_jax._groups import Groups, check_groups, group_axes, group_norms
 from rewa_jax._masks import Mask, for_leaves, kernels, selected
 from rewa_jax._quantile import above_quantile
@@ -39,7 +40,7 @@ def check_ranking(sparsity: Any, scope: str, groups: Groups | None) -> None:
       )
     return
   check_number("sparsity", sparsity, at_least=0, at_most=1)
-  if block and not isinstance(sparsity, jax.core.Tracer):
+  if block and not isinstance(sparsity, Tracer):
     share = 1 - block[0] / block[1]
     if not math.isclose(float(sparsity), share, rel_tol=1e-6):
       raise ValueError(
@@ -54,7 +55,7 @@ def largest(
   sparsity: Any,
   scope: "Scope" = "global",
   groups: Groups | None = None,
-  progress: "Scalar" = 1,
+  progress: int | jax.Array = 1,
 ) -> list[jax.Array]:
   """Says which weights stay when the smallest go.
 
@@ -97,7 +98,9 @@ def largest(
   return [jnp.broadcast_to(k, x.shape) for k, (_, x) in zip(kept, leaves)]
 
 
-def cubic_progress(count: "Scalar", begin: "Scalar", end: "Scalar"):
+def cubic_progress(
+  count: jax.Array, begin: int | jax.Array, end: int | jax.Array
+) -> jax.Array:
   r"""Returns :math:`1 - (1 - u)^3`, u from 0 at begin to 1 at end."""
   return 1 - (1 - jnp.clip((count - begin) / (end - begin), 0, 1)) ** 3
 
@@ -200,6 +203,6 @@ def _root_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   return norms / math.sqrt(x.size / norms.size)
 
 
-def _times(share: "Scalar", progress: "Scalar") -> "Scalar":
+def _times(share: Any, progress: int | jax.Array) -> Any:
   # The whole share as it is: a product with an array would round it.
   return share if isinstance(progress, int) else share * progress

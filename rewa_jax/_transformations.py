@@ -445,7 +445,7 @@ def _chain(
   if weight_decay is not None and not callable(weight_decay):
     check_number("weight_decay", weight_decay, at_least=0)
   if sparsity is not None and steps is not None:
-    low = weight_decay
+    low: Any = weight_decay
     if low is None:
       shares = jnp.stack([jnp.asarray(s) for s in jax.tree.leaves(sparsity)])
       low = mild / (method.degree * jnp.sqrt(1 - jnp.mean(shares)))
