@@ -1,4 +1,4 @@
-"""What all programs share and none is about: options, results, Ctrl-C."""
+"""What all programs share: options, results, decay budgets, Ctrl-C."""
 
 import argparse
 import csv
@@ -11,7 +11,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +20,9 @@ import matplotlib
 import matplotlib.pyplot as plt
 
 matplotlib.use("Agg")
+
+# Below the first dead weights do not leave the live ones, with the second do.
+LEAST_BUDGET, GOOD_BUDGET = 8, 15
 
 
 def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
@@ -97,6 +100,31 @@ def markdown(columns: Sequence[str], rows: Iterable) -> str:
 def made_by(made: dict) -> str:
   """Returns the line under a table that says where it comes from."""
   return f"\nMade by `{made['command']}` on {made['machine']}.\n"
+
+
+def describe_budgets(
+  budgets: Sequence[float], remedy: Callable[[float], str]
+) -> str:
+  """Says how far weight decay alone goes, and what to do if it is not enough.
+
+  Args:
+    budgets: the decay budget of a run, or those of a grid.
+    remedy: from what the largest budget is to be multiplied by to the settings
+      that do so, as words.
+  """
+  low, high = float(min(budgets)), float(max(budgets))
+  text = f"decay budget {high:.1f}"
+  if len(budgets) > 1:
+    text = f"decay budgets {low:.1f} to {high:.1f}"
+  if low >= LEAST_BUDGET:
+    return text
+  text += f", and below {LEAST_BUDGET} a network stays dense"
+  if high >= LEAST_BUDGET:
+    return f"{text}: the weak end of this grid will."
+  if not high:
+    return f"warning: {text}. There is no weight decay."
+  ways = remedy(GOOD_BUDGET / high)
+  return f"warning: {text}. It takes {ways} for a budget of {GOOD_BUDGET}."
 
 
 def leave_on_ctrl_c(message: str = "nothing is written.") -> None:

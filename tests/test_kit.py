@@ -60,6 +60,40 @@ def test_a_folder_that_cannot_be_made_is_said_before_the_run(tmp_path, capsys):
   assert parser.parse_args(["--out", str(tmp_path / "a" / "b")]).out.is_dir()
 
 
+@pytest.mark.parametrize(
+  ("budgets", "said"),
+  [
+    ([13.46], "decay budget 13.5"),
+    ([9, 40], "decay budgets 9.0 to 40.0"),
+    (
+      [40, 3],
+      "decay budgets 3.0 to 40.0, and below 8 a network stays dense: the weak"
+      " end of this grid will.",
+    ),
+    (
+      [2.5],
+      "warning: decay budget 2.5, and below 8 a network stays dense. It takes"
+      " --epochs 12 for a budget of 15.",
+    ),
+    (
+      [1, 5],
+      "warning: decay budgets 1.0 to 5.0, and below 8 a network stays dense. It"
+      " takes --epochs 6 for a budget of 15.",
+    ),
+    (
+      [0.0],
+      "warning: decay budget 0.0, and below 8 a network stays dense. There is"
+      " no weight decay.",
+    ),
+  ],
+)
+def test_too_little_decay_is_said_with_what_would_do(budgets, said):
+  assert (
+    kit.describe_budgets(budgets, lambda factor: f"--epochs {2 * factor:g}")
+    == said
+  )
+
+
 def test_ctrl_c_ends_a_program_with_a_sentence():
   code = (
     "import signal; from examples import kit;"

@@ -13,6 +13,8 @@ some twenty minutes on two cores, --fast one.
 """
 
 import functools
+import itertools
+import math
 import pydoc_data.topics
 import sys
 import time
@@ -202,18 +204,29 @@ def study(task: Task, rates, decays, steps: int) -> list[dict[str, float]]:
   """Trains and judges a grid."""
   bare = jax.eval_shape(task.model.init, jax.random.key(0), task.train[0][:1])
   latents = jax.eval_shape(REWA.to_latents, bare)
+  budgets = {
+    (rate, decay): rewa_jax.measure_decay_budget(
+      solver_of(rate, decay, steps), latents, steps, method=REWA
+    )
+    for rate, decay in itertools.product(rates, decays)
+  }
+  text = kit.describe_budgets(
+    list(budgets.values()),
+    lambda factor: (
+      f"{math.ceil(factor * steps)} steps or, at a higher loss, a weight decay"
+      f" of {factor * max(decays):.2g}"
+    ),
+  )
+  print(text, flush=True)
   rows = []
   for rate in rates:
     every = train(task, rate, jnp.asarray(decays), steps)
     for decay, *leaves in zip(decays, *jax.tree.leaves(every)):
-      solver = solver_of(rate, decay, steps)
       rows.append(
         {
           "learning_rate": rate,
           "weight_decay": decay,
-          "budget": rewa_jax.measure_decay_budget(
-            solver, latents, steps, method=REWA
-          ),
+          "budget": budgets[rate, decay],
           **judge(task, jax.tree.unflatten(jax.tree.structure(every), leaves)),
         }
       )

@@ -36,7 +36,14 @@ from . import tables
 from .methods import METHODS
 from .networks import NETWORKS
 from .peers import peers
-from .training import BATCH_SIZE, CLIP, Data, measure, train
+from .training import (
+  BATCH_SIZE,
+  CLIP,
+  Data,
+  describe_budgets,
+  measure,
+  train,
+)
 
 TOLERANCES = (0.01, 0.02, 0.04)
 THRESHOLDS = (
@@ -303,6 +310,9 @@ def compare(args, network, data) -> dict[str, Any]:
     else:
       result = {"method": name, "settings": settings}
       result |= kit.provenance(MODULE, args.argv)
+      if recipe.method:
+        text = describe_budgets(network, recipe, data, args.epochs)
+        bar.write(f"{name}: {text}")
       pilot = pilots.get(GRID_SEED)
       advance = bar.update
       tuned = tune(network, recipe, data, args.epochs, pilot, advance)

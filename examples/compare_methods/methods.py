@@ -50,12 +50,14 @@ class Recipe(NamedTuple):
     strengths: what the strength is tuned over.
     rates: what the peak of the learning rate is tuned over.
     from_pilot: whether training starts at the pilot, not at drawn weights.
+    method: whose latents the strength decays; None where it does not.
   """
 
   setting: Callable[[jax.Array, Run], Setting]
   strengths: Sequence[float]
   rates: Sequence[float] = (0.2, 0.4)
   from_pilot: bool = False
+  method: rewa_jax.Method | None = None
 
 
 def spread(highest: float, factor: float = 2.0) -> tuple[float, ...]:
@@ -82,7 +84,27 @@ def reparameterized(method, strengths, *, decay=1.0, **others) -> Recipe:
   def setting(strength, run):
     return on_latents(method, run, decay * strength)
 
-  return Recipe(setting, strengths, **others)
+  return Recipe(setting, strengths, method=method, **others)
+
+
+def asked_for(method):
+  """A setting whose strength is the sparsity to end with."""
+
+  def setting(sparsity, run):
+    optimizer = rewa_jax.sgd(
+      run.schedule,
+      method,
+      sparsity=sparsity,
+      steps=run.steps,
+      momentum=MOMENTUM,
+    )
+    return Setting(
+      optimizer,
+      lambda key, weights: method.to_latents(weights),
+      lambda latents, state: method.to_weights(latents),
+    )
+
+  return setting
 
 
 def factorized(depth, strengths, *, decay, corrected, rates) -> Recipe:
@@ -97,7 +119,7 @@ def factorized(depth, strengths, *, decay, corrected, rates) -> Recipe:
       )
     )
 
-  return Recipe(setting, strengths, rates)
+  return Recipe(setting, strengths, rates, method=method)
 
 
 def proximal(penalty, strengths, **others) -> Recipe:
@@ -157,6 +179,9 @@ def lenet300_methods() -> dict[str, Recipe]:
     "dense": added(decay_kernels, (0.0, 3e-4, 1e-3, 3e-3)),
     "ReWA": reparameterized(
       rewa_jax.Rewa(9, 2), spread(0.004), rates=(0.3, 0.6)
+    ),
+    "ReWA, asked for": Recipe(
+      asked_for(rewa_jax.Rewa(9, 2)), (0.98, 0.99, 0.995, 0.9975)
     ),
     "L1, proximal": proximal(lambda s, _: baselines.L1(s), spread(0.005, 1.7)),
     "spred": reparameterized(

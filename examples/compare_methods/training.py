@@ -1,6 +1,7 @@
 """Trains all settings of a method in one compiled vmap."""
 
 import functools
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rewa_jax
 
+from .. import kit
 from .methods import Recipe, Run, Setting
 
 BATCH_SIZE = 128
@@ -40,6 +42,53 @@ class Trained(NamedTuple):
   weights: Any
   seconds: float
   bytes: int
+
+
+def setting_of(
+  recipe: Recipe,
+  strength: jax.typing.ArrayLike,
+  rate: jax.typing.ArrayLike,
+  steps: int,
+  pilot: Any,
+) -> Setting:
+  """Returns a method with its strength, schedule and clipping."""
+  shape = optax.warmup_cosine_decay_schedule(
+    0.0, 1.0, max(steps // 10, 1), max(steps, 2)
+  )
+  run = Run(lambda count: rate * shape(count), steps, pilot)
+  setting = recipe.setting(strength, run)
+  # The state of the method's own optimizer is the last of the chain's.
+  # For all alike: it seldom acts but where training would diverge.
+  clip = optax.clip_by_global_norm(CLIP)
+  return setting._replace(optimizer=optax.chain(clip, setting.optimizer))
+
+
+def describe_budgets(
+  network: nn.Module, recipe: Recipe, data: Data, epochs: int
+) -> str:
+  """Says how far decay alone goes in the weakest and the strongest cell."""
+  steps = epochs * (len(data.train[1]) // BATCH_SIZE)
+  strongest = max(recipe.strengths)
+  weights = jax.eval_shape(network.init, jax.random.key(0), data.train[0][:1])
+  budgets = []
+  for strength, rate in (
+    (min(recipe.strengths), min(recipe.rates)),
+    (strongest, max(recipe.rates)),
+  ):
+    setting = setting_of(recipe, strength, rate, steps, pilot=None)
+    params = jax.eval_shape(setting.to_params, jax.random.key(0), weights)
+    budgets.append(
+      rewa_jax.measure_decay_budget(
+        setting.optimizer, params, steps, method=recipe.method
+      )
+    )
+  return kit.describe_budgets(
+    budgets,
+    lambda factor: (
+      f"a strength of {factor * strongest:.2g} or"
+      f" --epochs {math.ceil(factor * epochs)}"
+    ),
+  )
 
 
 def train(
@@ -73,21 +122,10 @@ def train(
   images, labels = data.train
   per_epoch = len(labels) // BATCH_SIZE
   steps = (planned_epochs or epochs) * per_epoch
-  shape = optax.warmup_cosine_decay_schedule(
-    0.0, 1.0, max(steps // 10, 1), max(steps, 2)
-  )
   init_key, params_key = jax.random.split(jax.random.key(seed))
 
-  def setting_of(strength, rate) -> Setting:
-    run = Run(lambda count: rate * shape(count), steps, pilot)
-    setting = recipe.setting(strength, run)
-    # The state of the method's own optimizer is the last of the chain's.
-    # For all alike: it seldom acts but where training would diverge.
-    clip = optax.clip_by_global_norm(CLIP)
-    return setting._replace(optimizer=optax.chain(clip, setting.optimizer))
-
   def start(strength, rate):
-    setting = setting_of(strength, rate)
+    setting = setting_of(recipe, strength, rate, steps, pilot)
     weights = pilot
     if not recipe.from_pilot:
       weights = network.init(init_key, images[:1])
@@ -96,7 +134,7 @@ def train(
     return setting.project(params, state[-1]), state
 
   def train_epoch(carry, strength, rate, images, labels, batches):
-    setting = setting_of(strength, rate)
+    setting = setting_of(recipe, strength, rate, steps, pilot)
 
     def loss(params, state, batch):
       weights = setting.to_weights(params, state[-1])
@@ -165,7 +203,8 @@ def train(
 
   def weights_of(strength, rate, carry):
     params, state = carry
-    return setting_of(strength, rate).to_weights(params, state[-1])
+    setting = setting_of(recipe, strength, rate, steps, pilot)
+    return setting.to_weights(params, state[-1])
 
   weights_of = jax.jit(jax.vmap(weights_of, in_axes=(0, 0, axes)))
   weights = weights_of(strengths, rates, carry)

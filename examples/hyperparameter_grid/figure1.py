@@ -57,10 +57,21 @@ def train_grid(train: Callable[..., Outputs]) -> dict[str, np.ndarray]:
   return tables
 
 
+def print_budgets(rate, decay, steps):
+  """Says how far decay alone goes for each k; m does not matter to it."""
+  schedule = optax.cosine_decay_schedule(rate, steps)
+  budgets = [rewa_jax.decay_budget(k, decay, schedule, steps) for k in POWERS]
+  text = kit.describe_budgets(
+    budgets, lambda factor: f"--weight-decay {factor * decay:.2g}"
+  )
+  print(text, flush=True)
+
+
 def train_linear(
   rate, decay, dimension, samples=2000, batch_size=25, steps=4000
 ):
   """Returns a function of k and m that gives the test loss."""
+  print_budgets(rate, decay, steps)
   keys = jax.random.split(jax.random.key(0), 5)
   truth = jnp.zeros(dimension).at[0].set(1.0)
 
@@ -116,6 +127,7 @@ def train_lenet(rate, decay, data, epochs, batch_size=128):
   images, labels, test_images, test_labels = map(jnp.asarray, data)
   per_epoch = len(labels) // batch_size
   steps = epochs * per_epoch
+  print_budgets(rate, decay, steps)
 
   def train(k, m):
     rewa = rewa_jax.Rewa(k, m)

@@ -48,8 +48,6 @@ from .state import (
 )
 
 PROGRAM = "examples.image_classification.train"
-# Below the first dead weights do not leave the live ones, with the second do.
-LEAST_BUDGET, GOOD_BUDGET = 8, 15
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,14 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def advice(config: Config, budget: float) -> str:
-  """Says what to change in a run whose weight decay ends too early."""
-  text = f"a decay budget of {budget:.2g} leaves the network dense."
-  if not budget:
-    return f"{text} There is no weight decay."
-  factor = GOOD_BUDGET / budget
-  return (
-    f"{text} It takes --weight-decay {config.weight_decay * factor:.2g} or"
-    f" --epochs {math.ceil(config.epochs * factor)} for one of {GOOD_BUDGET}."
+  """Says whether the weight decay of a run will do, and else what would."""
+  return kit.describe_budgets(
+    [budget],
+    lambda factor: (
+      f"--weight-decay {factor * config.weight_decay:.2g} or"
+      f" --epochs {math.ceil(factor * config.epochs)}"
+    ),
   )
 
 
@@ -169,9 +166,8 @@ def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
       budget = rewa_jax.measure_decay_budget(
         setup.optimizer, state.params, steps, method=setup.method
       )
-      metrics.say(0, f"decay budget {budget:.1f}")
-      if budget < LEAST_BUDGET:
-        metrics.warn(0, advice(config, budget))
+      say = metrics.warn if budget < kit.LEAST_BUDGET else metrics.say
+      say(0, advice(config, budget))
     was_stopped = stack.enter_context(signals())
     batches = source.train_batches(begin)
     stack.callback(batches.close)  # Ends worker processes, if there are any.

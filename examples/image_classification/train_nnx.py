@@ -250,6 +250,19 @@ def main(argv: list[str]) -> None:
   steps = args.epochs * (len(dataset.train.labels) // args.batch_size)
   model, optimizer, decay = prepare(args, dataset, steps)
   print(f"{args.method}: {steps} steps, weight decay {decay:.3g}", flush=True)
+  if args.method == "rewa":
+    params = nnx.state(model, nnx.Param)
+    budget = rewa_jax.measure_decay_budget(
+      optimizer.tx, params, steps, method=REWA
+    )
+    text = kit.describe_budgets(
+      [budget],
+      lambda factor: (
+        f"--budget {factor * args.budget:.2g}, a weight decay of"
+        f" {factor * decay:.2g},"
+      ),
+    )
+    print(text, flush=True)
   begin = time.perf_counter()
   history = train(model, optimizer, dataset.train, args)
   seconds = time.perf_counter() - begin

@@ -420,6 +420,13 @@ def main(argv: Sequence[str]) -> None:
     data = load_data(args.data)
   except (OSError, ValueError) as error:
     sys.exit(f"low_precision.py: {error}")
+  steps = args.epochs * (len(data.labels) // BATCH_SIZE)
+  decay = args.task.weight_decay * args.task.decay_epochs / args.epochs
+  budget = rewa_jax.decay_budget(REWA.k, decay, schedule_of(steps), steps)
+  text = kit.describe_budgets(
+    [budget], lambda factor: f"a weight decay of {factor * decay:.2g}"
+  )
+  print(text, flush=True)
   rows = {}
   with tqdm(total=len(FORMATS) * args.epochs, unit="epoch") as bar:
     for name, chosen in FORMATS.items():
@@ -433,9 +440,6 @@ def main(argv: Sequence[str]) -> None:
         threshold=args.threshold,
         advance=bar.update,
       )
-  steps = args.epochs * (len(data.labels) // BATCH_SIZE)
-  decay = args.task.weight_decay * args.task.decay_epochs / args.epochs
-  budget = rewa_jax.decay_budget(REWA.k, decay, schedule_of(steps), steps)
   module = "examples.low_precision.low_precision"
   results = {
     **kit.provenance(module, argv, "flax", "numpy"),

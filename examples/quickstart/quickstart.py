@@ -4,8 +4,8 @@ An MLP learns scikit-learn's digits in five-fold cross-validation: each of the
 1,797 images is a test image once, of the networks that never saw it. Every
 method gets the initial weights, batches, steps, clipping and learning rate of
 the dense network, and L1, by proximal steps, and ReWA get the same grid of
-penalties; the grid of a method, all folds, trains as one `jax.vmap`. `recipes`
-shows what ReWA changes.
+penalties; the grid of a method, all folds, trains as one `jax.vmap`. Once more
+ReWA gets no grid: it is asked for 99 % zeros. `recipes` shows what it changes.
 
 Run in the repository, about a minute on two cores and without a download:
 
@@ -14,7 +14,8 @@ Run in the repository, about a minute on two cores and without a download:
 
 It prints a table and writes accuracy_against_compression.png and results.json.
 Test images choose no penalty: the table interpolates along the whole curves and
-reads L1 and ReWA off at the same accuracy, 1 to 3 points below dense.
+reads L1 and ReWA off at the same accuracy, 1 to 3 points below dense, and at
+the compression that was asked for.
 """
 
 import argparse
@@ -60,6 +61,9 @@ BATCH_SIZE = 64
 # Decay leaves ReWA's dead weights tiny, the last small steps leave L1 some too:
 # both are pruned alike, and every accuracy is that of the pruned network.
 THRESHOLD = 1e-3
+ASKED = 0.99
+# In fewer nothing can vanish, and asking for it is an error.
+FEWEST_STEPS = 60
 FOLDS = 5
 METHODS = ("L1", "ReWA")
 # Curves are read off at these accuracies, in points below the dense network.
@@ -99,10 +103,12 @@ class MLP(nn.Module):
 class Recipe(NamedTuple):
   """All that differs between dense, L1 and ReWA."""
 
-  optimizer: Callable[[optax.Schedule, jax.Array], optax.GradientTransformation]
+  optimizer: Callable[[jax.Array], optax.GradientTransformation]
   penalties: Sequence[float]
   # What the trained params are latents of; None: they are the weights.
   method: rewa_jax.Method | None = None
+  # What is cut off in the end; None: what is at most THRESHOLD.
+  sparsity: float | None = None
 
   @property
   def model(self) -> nn.Module:
@@ -111,24 +117,33 @@ class Recipe(NamedTuple):
     return rewa_jax.linen.Reparameterized(MLP(), self.method)
 
 
-def recipes() -> dict[str, Recipe]:
+def recipes(steps: int) -> dict[str, Recipe]:
+  schedule = optax.cosine_decay_schedule(LEARNING_RATE, steps)
   return {
     "dense": Recipe(
-      lambda schedule, _: optax.sgd(schedule, MOMENTUM),
+      lambda _: optax.sgd(schedule, MOMENTUM),
       penalties=(0.0,),
     ),
     "L1": Recipe(
-      lambda schedule, penalty: baselines.proximal_sgd(
+      lambda penalty: baselines.proximal_sgd(
         schedule, baselines.L1(penalty), momentum=MOMENTUM
       ),
       penalties=PENALTIES,
     ),
     "ReWA": Recipe(
-      lambda schedule, penalty: rewa_jax.sgd(
+      lambda penalty: rewa_jax.sgd(
         schedule, REWA, weight_decay=penalty, momentum=MOMENTUM
       ),
       penalties=PENALTIES,
       method=REWA,
+    ),
+    "asked": Recipe(
+      lambda _: rewa_jax.sgd(
+        schedule, REWA, sparsity=ASKED, steps=steps, momentum=MOMENTUM
+      ),
+      penalties=(0.0,),
+      method=REWA,
+      sparsity=ASKED,
     ),
   }
 
@@ -149,16 +164,30 @@ def load_data() -> Data:
   )
 
 
+def describe_budgets(steps: int) -> str:
+  """Says how far ReWA's decay shrinks a dead weight: by exp(-budget)."""
+  k, schedule = REWA.k, optax.cosine_decay_schedule(LEARNING_RATE, steps)
+  low, high = (
+    rewa_jax.decay_budget(k, penalty, schedule, steps)
+    for penalty in (PENALTIES[0], PENALTIES[-1])
+  )
+  enough = rewa_jax.weight_decay_for(15, k, schedule, steps)
+  return (
+    f"{'warning: ' if high < 8 else ''}ReWA has decay budgets {low:.1f} to"
+    f" {high:.1f}, and below 8 a network stays dense. It takes a penalty of"
+    f" {enough:.2g} for a budget of 15."
+  )
+
+
 def train_grid(
   recipe: Recipe, data: Data, steps: int, progress: Callable[[int], Any]
 ) -> Any:
   """Returns params with a leading axis: penalty by penalty, all its folds."""
   model = recipe.model
-  schedule = optax.cosine_decay_schedule(LEARNING_RATE, steps)
 
   def solver_of(penalty):
     clip = optax.clip_by_global_norm(LARGEST_GRADIENT)
-    return optax.chain(clip, recipe.optimizer(schedule, penalty))
+    return optax.chain(clip, recipe.optimizer(penalty))
 
   def start(penalty, fold):
     init_key, _ = jax.random.split(jax.random.key(fold))
@@ -204,7 +233,10 @@ def evaluate(recipe: Recipe, params: Any, data: Data) -> Curve:
   def measure(params):
     # Of latents, too, what comes back is the weights of a plain MLP.
     pruned, _ = rewa_jax.prune(
-      params, threshold=THRESHOLD, method=recipe.method
+      params,
+      threshold=None if recipe.sparsity else THRESHOLD,
+      sparsity=recipe.sparsity,
+      method=recipe.method,
     )
     hits = MLP().apply(pruned, data.images).argmax(-1) == data.labels
     kernels = rewa_jax.sparsity(pruned)
@@ -232,6 +264,15 @@ def read_off(
   return np.exp(np.interp(-levels, -falling, logs, right=np.nan))
 
 
+def accuracy_at(
+  compression: float, compressions: np.ndarray, accuracy: np.ndarray
+) -> np.ndarray:
+  """Returns the accuracy of a curve at a compression, read as above."""
+  order = np.argsort(compressions)
+  falling = isotonic_regression(accuracy[order], increasing=False)
+  return np.interp(np.log(compression), np.log(compressions[order]), falling)
+
+
 def compare(curves: dict[str, Curve]) -> list[dict[str, Any]]:
   """Reads L1, ReWA and their ratio off at POINTS_BELOW the dense network.
 
@@ -248,15 +289,54 @@ def compare(curves: dict[str, Curve]) -> list[dict[str, Any]]:
     )
     return np.stack([levels, l1, rewa, rewa / l1], axis=-1)
 
-  count = curves["dense"].hits.shape[1]
-  draws = np.random.default_rng(0).integers(count, size=(BOOTSTRAPS, count))
-  ends = np.quantile([read(draw) for draw in draws], [0.025, 0.975], axis=0)
-  values = np.stack([read(np.arange(count)), *ends], axis=-1).tolist()
+  values = bootstrap(read, curves).tolist()
   names = ("accuracy", *METHODS, "ReWA / L1")
   return [
     {"points_below": points, **dict(zip(names, row))}
     for points, row in zip(POINTS_BELOW, values)
   ]
+
+
+def judge_asked(curves: dict[str, Curve]) -> dict[str, list[float]]:
+  """Reads all methods off at the compression asked for, as `compare`."""
+
+  def read(images):
+    accuracy = {n: c.hits[:, images].mean(axis=1) for n, c in curves.items()}
+    asked = accuracy["asked"][0]
+    others = [
+      accuracy_at(
+        1 / (1 - ASKED), curves[name].mean_compression, accuracy[name]
+      )
+      for name in METHODS
+    ]
+    return np.stack([asked, *others, *(asked - other for other in others)])
+
+  names = ("asked", *METHODS, *(f"asked - {name}" for name in METHODS))
+  return dict(zip(names, bootstrap(read, curves).tolist()))
+
+
+def bootstrap(read, curves: dict[str, Curve]) -> np.ndarray:
+  """Returns an estimate and the ends of its interval, as a last axis."""
+  count = curves["dense"].hits.shape[1]
+  draws = np.random.default_rng(0).integers(count, size=(BOOTSTRAPS, count))
+  ends = np.quantile([read(draw) for draw in draws], [0.025, 0.975], axis=0)
+  return np.stack([read(np.arange(count)), *ends], axis=-1)
+
+
+def sentence(asked: dict[str, list[float]]) -> str:
+  """Says how the network that was asked for compares."""
+  at = {name: 100 * np.array(values) for name, values in asked.items()}
+  text = (
+    f"Asked for {ASKED:.0%}, ReWA has {at['asked'][0]:.1f} % at"
+    f" {1 / (1 - ASKED):.0f}x"
+  )
+  for name in METHODS:
+    value, low, high = at[f"asked - {name}"]
+    text += (
+      f"; {name} of the grid {at[name][0]:.1f} %, difference"
+      f" {value:+.1f} ({low:+.1f} to {high:+.1f})"
+    )
+  return text + "."
 
 
 def table(readings: Sequence[dict[str, Any]]) -> str:
@@ -297,6 +377,10 @@ def plot(curves: dict[str, Curve]) -> plt.Figure:
     ax.plot(x, y, "o-", color=color, markersize=4)
     at = (shift * read_off(x, y, dense - 4.5), dense - 4.5)
     ax.text(*at, name, color=color, ha=side, size=13, weight="bold")
+  asked = 100 * curves["asked"].hits.mean()
+  ax.plot(1 / (1 - ASKED), asked, "*", color="tab:red", markersize=13)
+  label = f"ReWA, asked for {ASKED:.0%}"
+  ax.text(85, asked - 0.1, label, color="tab:red", ha="right", va="top")
   ax.plot(1, dense, "ko")
   ax.text(1.1, dense + 0.25, f"dense {dense:.1f} %", weight="bold")
   ax.set(xscale="log", xlim=(0.8, 4000), ylim=(dense - 6, dense + 0.8))
@@ -309,10 +393,12 @@ def plot(curves: dict[str, Curve]) -> plt.Figure:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-  def positive(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
+  def enough(text: str) -> int:
+    if text.isdecimal() and int(text) >= FEWEST_STEPS:
       return int(text)
-    raise argparse.ArgumentTypeError(f"must be a positive integer, got {text}")
+    raise argparse.ArgumentTypeError(
+      f"must be an integer >= {FEWEST_STEPS}, got {text}"
+    )
 
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -323,7 +409,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     "--out", type=pathlib.Path, default="results/quickstart", help=out + default
   )
   parser.add_argument(
-    "--steps", type=positive, default=1500, help=steps + default
+    "--steps", type=enough, default=1500, help=steps + default
   )
   args = parser.parse_args(argv)
   try:
@@ -336,7 +422,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
   args = parse(argv)
   data = load_data()
-  methods = recipes()
+  methods = recipes(args.steps)
+  print(describe_budgets(args.steps), flush=True)
   begin = time.perf_counter()
   bar = tqdm(total=len(methods) * args.steps, desc="training", unit="step")
 
@@ -351,7 +438,7 @@ def main(argv: Sequence[str]) -> None:
   # Without a penalty either method is the dense network: curves begin there.
   for name in METHODS:
     curves[name] = Curve(*map(np.vstack, zip(curves["dense"], curves[name])))
-  readings = compare(curves)
+  readings, asked = compare(curves), judge_asked(curves)
   command = shlex.join(["python", "examples/quickstart/quickstart.py", *argv])
   now = datetime.datetime.now(datetime.UTC)
   packages = ("rewa_jax", "jax", "flax", "optax", "numpy", "scikit-learn")
@@ -364,6 +451,7 @@ def main(argv: Sequence[str]) -> None:
     "seconds": seconds,
     "steps": args.steps,
     "readings": readings,
+    "asked": asked,
     "penalties": [0, *PENALTIES],
     "curves": {
       name: {
@@ -380,7 +468,8 @@ def main(argv: Sequence[str]) -> None:
   plot(curves).savefig(args.out / name, dpi=150)
   text = json.dumps(results, indent=1) + "\n"
   (args.out / "results.json").write_text(text)
-  print(f"{table(readings)}\n\nWritten to {args.out}: {name}, results.json")
+  print(f"{table(readings)}\n{sentence(asked)}\n")
+  print(f"Written to {args.out}: {name}, results.json")
 
 
 def leave(*_) -> None:

@@ -20,6 +20,7 @@ Writes genes.csv, genes.md, genes.png and genes.json.
 
 import argparse
 import functools
+import math
 import sys
 import time
 import warnings
@@ -148,6 +149,43 @@ def split(cells: Cells, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
   return list(splits.split(cells.expression, cells.types))
 
 
+def solver_of(method, rate, decay, steps) -> optax.GradientTransformation:
+  """Returns the optimizer of latents."""
+  shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 10, steps)
+  return optax.chain(
+    optax.clip_by_global_norm(CLIP),
+    rewa_jax.sgd(
+      lambda count: rate * shape(count),
+      method,
+      weight_decay=decay,
+      momentum=MOMENTUM,
+    ),
+  )
+
+
+def describe_budgets(network, recipe, cells, steps) -> str:
+  """Says how far decay alone goes at the ends of a method's strengths."""
+  weights = jax.eval_shape(network.init, jax.random.key(0), cells.expression)
+  latents = jax.eval_shape(recipe.method.to_latents, weights)
+  strongest = recipe.strengths[-1]
+  budgets = [
+    rewa_jax.measure_decay_budget(
+      solver_of(recipe.method, recipe.rate, recipe.decay * strength, steps),
+      latents,
+      steps,
+      method=recipe.method,
+    )
+    for strength in (recipe.strengths[0], strongest)
+  ]
+  return kit.describe_budgets(
+    budgets,
+    lambda factor: (
+      f"a strength of {factor * strongest:.2g} or"
+      f" --steps {math.ceil(factor * steps)}"
+    ),
+  )
+
+
 @functools.partial(jax.jit, static_argnames=("network", "method", "steps"))
 def train(network, method, rate, decays, cells, splits, *, steps):
   """Trains a network for every split and weight decay.
@@ -164,21 +202,12 @@ def train(network, method, rate, decays, cells, splits, *, steps):
   Returns:
     Genes used and test accuracy, each (splits, strengths).
   """
-  shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 10, steps)
 
   def one(training, test, decay, key):
     init_key, batch_key = jax.random.split(key)
     weights = network.init(init_key, cells.expression[:1])
     latents = method.to_latents(weights)
-    solver = optax.chain(
-      optax.clip_by_global_norm(CLIP),
-      rewa_jax.sgd(
-        lambda count: rate * shape(count),
-        method,
-        weight_decay=decay,
-        momentum=MOMENTUM,
-      ),
-    )
+    solver = solver_of(method, rate, decay, steps)
 
     def loss(latents, batch):
       weights = method.to_weights(latents)
@@ -328,6 +357,8 @@ def main(argv) -> None:
   bar = tqdm(total=len(known) + args.splits)
   for name, recipe in known.items():
     bar.set_description(name)
+    text = describe_budgets(network, recipe, cells, args.steps)
+    bar.write(f"{name}: {text}")
     begin = time.perf_counter()
     genes, accuracy = train(
       network,

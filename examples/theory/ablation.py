@@ -32,6 +32,7 @@ from tqdm import tqdm
 import rewa_jax
 from rewa_jax import baselines
 
+from .. import kit
 from . import report, task
 
 REWA = rewa_jax.Rewa(k=9, m=2)
@@ -169,9 +170,23 @@ def plot(grids: dict[str, list], chosen: dict[str, dict]) -> plt.Figure:
   return fig
 
 
+def describe_budgets(steps: int) -> str:
+  """Says how far decay alone goes in the grid of what has power and decay."""
+  budgets = [
+    rewa_jax.decay_budget(
+      REWA.k, weight_decay, optax.cosine_decay_schedule(rate, steps), steps
+    )
+    for rate, weight_decay in grid_of("full")
+  ]
+  return kit.describe_budgets(
+    budgets, lambda factor: f"lambdas up to {factor * max(LAMBDAS):.2g}"
+  )
+
+
 def main():
   out = report.parse_out(__doc__)
   data = task.load()
+  print(describe_budgets(STEPS))
   grids = {}
   for method in tqdm(METHODS):
     settings = grid_of(method)

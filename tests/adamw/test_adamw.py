@@ -1,4 +1,5 @@
 import json
+import math
 import pathlib
 import re
 
@@ -19,13 +20,34 @@ TINY = adamw.Task(
 )
 
 
-def test_a_grid_has_a_row_for_every_setting_with_its_budget():
+@pytest.mark.slow
+def test_a_grid_has_a_row_for_every_setting_with_its_budget(capsys):
   rows = adamw.study(TINY, [0.01], [0.0, 0.3], steps=3)
   assert [row["weight_decay"] for row in rows] == [0.0, 0.3]
   assert rows[0]["budget"] == 0 < rows[1]["budget"]
   assert "| 0.01 | 0.3 |" in adamw.table(rows)
+  # Three steps are far from enough, and that is said first.
+  factor = 15 / rows[1]["budget"]
+  said = capsys.readouterr().out
+  assert said.startswith("warning: decay budgets 0.0 to 0.1, and below 8")
+  steps = math.ceil(3 * factor)
+  assert f"{steps} steps or, at a higher loss, a weight decay of" in said
+  assert f"a weight decay of {0.3 * factor:.2g} for a budget of 15" in said
 
 
+def interrupted(*args):
+  raise KeyboardInterrupt
+
+
+def test_a_grid_with_a_weak_end_says_so_and_does_not_warn(monkeypatch, capsys):
+  monkeypatch.setattr(adamw, "train", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    adamw.study(TINY, [0.03], [0.01, 0.4], steps=500)
+  said = capsys.readouterr().out
+  assert "weak end of this grid" in said and "warning" not in said
+
+
+@pytest.mark.slow
 def test_the_transformer_is_of_the_size_it_says_and_sees_no_future():
   tokens = jnp.arange(64)[None] % 96
   model = adamw.Transformer(96)

@@ -93,6 +93,54 @@ def test_every_method_trains_all_its_cells_at_once(name):
   assert (measured["nonzero"][1] == 0).all()
 
 
+def budgets_said(name, epochs):
+  recipe = methods.METHODS["lenet300"]()[name]
+  # The steps of an epoch of MNIST.
+  data = tiny_data()._replace(train=(jnp.ones((1, 8, 8)), np.ones(55_000)))
+  return training.describe_budgets(Tiny(), recipe, data, epochs)
+
+
+@pytest.mark.parametrize(
+  ("name", "epochs", "said"),
+  [
+    # Without gradients: k times strength times the sum of rates.
+    ("ReWA", 12, "decay budgets 3.5 to 55.6, .* weak end of this grid will"),
+    ("spred", 12, "decay budgets 3.1 to 38.7, .* weak end"),
+    (
+      "ReWA",
+      1,
+      "warning: .* a strength of 0.013 or --epochs 4 for a budget of",
+    ),
+    ("DWF, D = 3", 12, "warning: decay budgets 0.3 to 6.2, .* strength of 0.0"),
+  ],
+)
+def test_methods_whose_strength_is_a_decay_say_how_far_it_goes(
+  name, epochs, said
+):
+  assert re.match(said, budgets_said(name, epochs))
+
+
+def test_the_program_says_so_before_it_trains(tmp_path, monkeypatch, capsys):
+  def interrupted(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(compare, "tune", interrupted)
+  argv = ["--fast", "--out", str(tmp_path)]
+  args = compare.parse(argv)
+  args.recipes = {"ReWA": args.recipes["ReWA"]}
+  with pytest.raises(KeyboardInterrupt):
+    compare.compare(args, Tiny(), tiny_data())
+  assert "ReWA: warning: decay budgets" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("network", methods.METHODS)
+def test_other_methods_have_no_decay_budget(network):
+  known = methods.METHODS[network]()
+  without = {name for name, recipe in known.items() if recipe.method is None}
+  assert {"dense", "L1, proximal", "GMP"} <= without
+  assert not without & {"ReWA", "spred", "DWF, D = 3, corrected start"}
+
+
 @pytest.fixture
 def small(monkeypatch):
   known = methods.METHODS["lenet300"]()

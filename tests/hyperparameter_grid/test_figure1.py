@@ -49,6 +49,28 @@ def test_lenet_trains_in_every_cell(monkeypatch):
   assert (tables["compression"] >= 1).all()
 
 
+@pytest.mark.parametrize(
+  ("steps", "said"),
+  [
+    (4000, "decay budgets 12.0 to 20.0\n"),
+    (2500, "decay budgets 7.5 to 12.5, and below 8 a network stays dense: the"),
+    (
+      400,
+      "warning: decay budgets 1.2 to 2.0, and below 8 a network stays dense",
+    ),
+  ],
+)
+def test_the_decay_budgets_of_a_grid_are_said(steps, said, capsys):
+  figure1.train_linear(0.02, 0.1, 20, samples=40, steps=steps)
+  linear = capsys.readouterr().out
+  assert linear.startswith(said)
+  # Of LeNet an epoch of a single batch is a step.
+  data = jnp.ones((2, 4)), jnp.zeros(2, int), jnp.ones((2, 4)), jnp.zeros(2)
+  figure1.train_lenet(0.02, 0.1, data, epochs=steps, batch_size=2)
+  assert capsys.readouterr().out == linear
+  assert ("--weight-decay 0.75 for" in linear) == (steps == 400)
+
+
 def test_a_step_that_diverges_leaves_an_empty_cell():
   train = figure1.train_linear(1e6, 0.02, 20, samples=40, steps=100)
   assert np.isnan(figure1.train_grid(train)["test loss"]).all()

@@ -1,5 +1,6 @@
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -112,8 +113,32 @@ def test_the_program_writes_a_table_and_numbers(tmp_path, monkeypatch, capsys):
   settings = results["settings"]
   assert settings["decay_budget"] == pytest.approx(13.5, rel=0.02)
   table = (tmp_path / "table.md").read_text()
-  assert table.startswith(capsys.readouterr().out.split("\n\n")[0])
+  budget, printed = capsys.readouterr().out.split("\n", 1)
+  assert budget == "decay budget 13.5"
+  assert table.startswith(printed.split("\n\n")[0])
   assert "| float32 |" in table and "| +0.00 |" in table
+
+
+@pytest.mark.parametrize(
+  ("decay", "said"),
+  [
+    (1.5e-2, r"decay budget 13\.\d\n"),
+    (1.5e-3, r"warning: .* takes a weight decay of 0\.017 for a budget of 15"),
+  ],
+)
+def test_the_decay_budget_is_said_before_training(
+  decay, said, tmp_path, monkeypatch, capsys
+):
+  task = low_precision.DIGITS._replace(weight_decay=decay)
+  monkeypatch.setattr(low_precision, "DIGITS", task)
+  monkeypatch.setattr(low_precision, "train", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    low_precision.main(["--out", str(tmp_path)])
+  assert re.match(said, capsys.readouterr().out)
+
+
+def interrupted(*args, **kwargs):
+  raise KeyboardInterrupt
 
 
 def write_mnist(folder, count):

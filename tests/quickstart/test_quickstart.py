@@ -44,7 +44,8 @@ def test_it_prints_a_table_and_writes_a_plot_and_results(tmp_path):
   results = json.loads(text)
   assert set(results) >= {"command", "date", "machine", "versions", "steps"}
   assert quickstart.table(results["readings"]) in printed
-  assert list(results["curves"]) == ["dense", "L1", "ReWA"]
+  assert quickstart.sentence(results["asked"]) in printed
+  assert list(results["curves"]) == ["dense", "L1", "ReWA", "asked"]
   for name in quickstart.METHODS:
     for values in results["curves"][name].values():
       assert np.shape(values) == (len(results["penalties"]), quickstart.FOLDS)
@@ -55,7 +56,9 @@ def test_the_committed_results_are_what_the_readme_says():
   readme = (FOLDER / "README.md").read_text()
   table, verdict = quickstart.table(results["readings"]).split("\n\n")
   assert table in readme
-  assert verdict.rstrip(".") in " ".join(readme.split())
+  said = " ".join(readme.split())
+  assert verdict.rstrip(".") in said
+  assert quickstart.sentence(results["asked"]) in said
   # Its jackknife over folds, at 3 points: Student's t of 4 degrees of freedom.
   every = np.arange(quickstart.FOLDS)
   log = log_ratio(results["curves"], every, 0.03)
@@ -159,6 +162,31 @@ def test_the_verdict_is_computed_with_its_interval(
   assert said in quickstart.table(readings)
 
 
+def test_what_was_asked_for_is_compared_at_its_compression(monkeypatch):
+  monkeypatch.setattr(quickstart, "BOOTSTRAPS", 50)
+  asked = quickstart.judge_asked(
+    {
+      "dense": curve([20], [1]),
+      "L1": curve([20, 100], [1, 1e4]),
+      "ReWA": curve([20, 40], [1, 100]),
+      "asked": curve([30], [100]),
+    }
+  )
+  assert asked["asked"][0] == pytest.approx(0.97)
+  assert asked["asked - L1"][0] == pytest.approx(0.97 - 0.94)
+  assert asked["asked - ReWA"][0] == pytest.approx(0.97 - 0.96)
+  text = quickstart.sentence(asked)
+  assert text.startswith("Asked for 99%, ReWA has 97.0 % at 100x; L1 of the")
+
+
+def test_a_network_ends_at_the_sparsity_it_was_asked_for():
+  recipe = quickstart.recipes(60)["asked"]
+  data = quickstart.load_data()
+  params = quickstart.train_grid(recipe, data, 60, lambda _: None)
+  trained = quickstart.evaluate(recipe, params, data)
+  np.testing.assert_allclose(trained.compression, 100, rtol=1e-3)
+
+
 def test_a_level_below_a_curve_is_beyond_the_grid(monkeypatch):
   monkeypatch.setattr(quickstart, "BOOTSTRAPS", 10)
   curves = {name: curve([20, 25], [1, 9]) for name in quickstart.METHODS}
@@ -171,7 +199,7 @@ def test_a_level_below_a_curve_is_beyond_the_grid(monkeypatch):
 )
 def test_every_method_trains_all_penalties_and_folds_at_once(name, monkeypatch):
   monkeypatch.setattr(quickstart, "PENALTIES", (0.0, 5.0))
-  recipe = quickstart.recipes()[name]
+  recipe = quickstart.recipes(60)[name]
   data = quickstart.load_data()
   done = []
   params = quickstart.train_grid(recipe, data, 20, done.append)
@@ -184,13 +212,38 @@ def test_every_method_trains_all_penalties_and_folds_at_once(name, monkeypatch):
   assert trained.hits[0].mean() > 0.3
 
 
+@pytest.mark.parametrize(
+  ("steps", "said"),
+  [
+    (1500, "ReWA has decay budgets 2.7 to 33.8, and below 8 a network stays"),
+    (60, "warning: ReWA has decay budgets 0.1 to 1.4, and below 8 a network"),
+  ],
+)
+def test_decay_budgets_are_said_before_training(
+  steps, said, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(quickstart, "train_grid", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    quickstart.main(["--steps", str(steps), "--out", str(tmp_path)])
+  printed = capsys.readouterr().out
+  assert printed.startswith(said)
+  # A cosine from 0.1, and k = 9.
+  rates = 0.05 * (1 + np.cos(np.pi * np.arange(steps) / steps))
+  enough = 15 / (9 * rates.sum())
+  assert f"a penalty of {enough:.2g} for a budget of 15" in printed
+
+
+def interrupted(*args):
+  raise KeyboardInterrupt
+
+
 def test_help_and_bad_arguments(capsys):
   with pytest.raises(SystemExit, match="0"):
     quickstart.parse(["--help"])
   assert "cross-validation" in capsys.readouterr().out
   with pytest.raises(SystemExit, match="2"):
     quickstart.parse(["--steps", "0"])
-  assert "must be a positive integer" in capsys.readouterr().err
+  assert "must be an integer >= 60" in capsys.readouterr().err
 
 
 @pytest.mark.slow

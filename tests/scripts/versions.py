@@ -36,9 +36,8 @@ def main(argv) -> int:
   if importlib.util.find_spec("uv") is None:
     parser.error("uv is not installed: pip install uv")
   wanted = [args.resolution] if args.resolution else RESOLUTIONS
-  passed = {
-    name: passes(name, tests or ["-q", "-n", "auto"]) for name in wanted
-  }
+  tests = tests or ["-q", "-n", "auto", "-m", ""]
+  passed = {name: passes(name, tests) for name in wanted}
   for name in wanted:
     print(f"{name}: {'passed' if passed[name] else 'failed'}")
   return 0 if all(passed.values()) else 1
@@ -51,7 +50,8 @@ def passes(resolution: str, tests: list[str]) -> bool:
     into = "-q", "--python", python
     try:
       uv("venv", "-q", "--clear", "--python", sys.executable, folder)
-      uv("pip", "install", *into, "--resolution", resolution, "-e", ".[test]")
+      package = ".[test-examples]"
+      uv("pip", "install", *into, "--resolution", resolution, "-e", package)
       listed = uv("pip", "list", *into, "--format", "json")
     except subprocess.CalledProcessError:
       return False  # uv has said why.

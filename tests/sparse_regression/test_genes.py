@@ -1,6 +1,7 @@
 import csv
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from examples.sparse_regression import genes
+from tests.extras import needs
 
 TYPES, GENES = 3, 30
 
@@ -22,6 +24,7 @@ def some_cells(count=120):
 
 
 def test_the_bundled_data_is_what_the_program_says():
+  needs("scanpy")
   cells = genes.load()
   assert cells.expression.shape == (700, 765)
   assert cells.expression.dtype == np.float32
@@ -86,6 +89,7 @@ def test_accuracy_is_read_off_between_mean_numbers_of_genes():
   assert genes.accuracy_at(counts, accuracy, 101) is None
 
 
+@pytest.mark.slow
 def test_the_program_writes_table_curves_and_numbers(
   tmp_path, monkeypatch, capsys
 ):
@@ -94,13 +98,25 @@ def test_the_program_writes_table_curves_and_numbers(
   monkeypatch.setattr(genes, "methods", lambda count: few)
   options = ["--splits", "2", "--strengths", "2", "--steps", "20"]
   genes.main([*options, "--out", str(tmp_path)])
+  printed = capsys.readouterr().out
   with (tmp_path / "genes.csv").open() as file:
     rows = list(csv.DictReader(file))
   assert len(rows) == 2 * 2 * 2
   results = json.loads((tmp_path / "genes.json").read_text())
   assert list(results["results"]) == ["ReWA", "L1 logistic regression"]
   assert (tmp_path / "genes.png").read_bytes().startswith(b"\x89PNG")
-  assert "| ReWA |" in capsys.readouterr().out
+  assert "| ReWA |" in printed
+  # Twenty steps are too few for any strength, and that is said first.
+  assert re.match(r"ReWA: warning: decay budgets 0.\d to 2.\d, and be", printed)
+  assert re.search(r"a strength of \S+ or --steps 1\d\d for a bud", printed)
+
+
+def test_strengths_that_do_are_not_warned_of():
+  recipe = genes.methods(3)["spred"]
+  said = genes.describe_budgets(
+    genes.Network(TYPES), recipe, some_cells(), steps=2000
+  )
+  assert said.startswith("decay budgets 1") and "dense" not in said
 
 
 def test_a_single_split_is_refused(capsys):

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
-from examples.sparse_regression import problems, regression, solvers
 from rewa_jax import baselines
+from tests.extras import needs
+
+needs("skglm")
+
+from examples.sparse_regression import problems, regression, solvers
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "sparse_regression"

@@ -1,4 +1,5 @@
 import math
+import re
 
 import jax
 import numpy as np
@@ -57,6 +58,17 @@ def test_first_step_is_what_the_method_says(digits, method):
 def test_methods_with_a_penalty_have_equally_large_grids():
   sizes = [len(ablation.grid_of(m)) for m in ablation.METHODS]
   assert sizes == [27, 27, 3, 27, 3]
+
+
+@pytest.mark.parametrize(
+  ("steps", "said"),
+  [
+    (ablation.STEPS, r"decay budgets 0\.1 to 4\d\d\.\d, .* weak end"),
+    (20, r"warning: decay budgets 0\.0 to 4\.\d, .* takes lambdas up to 1\.\d"),
+  ],
+)
+def test_the_decay_budgets_of_the_grid_are_said(steps, said):
+  assert re.match(said, ablation.describe_budgets(steps))
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ def test_every_k_has_the_same_penalty_exponent(k):
   assert penalty.p == pytest.approx(8 / 9)
 
 
+@pytest.mark.slow
 def test_training_is_algorithm_1_with_momentum(digits):
   """An oracle of three steps in NumPy, with JAX for the gradients alone."""
   k, steps, decay = 9, 3, 0.04
