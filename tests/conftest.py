@@ -1,10 +1,14 @@
-import gc
 import os
 import tempfile
 
 import hypothesis
 import jax
 import pytest
+
+from tests import memory
+
+# A program, and of an example that the quick tests cannot import.
+collect_ignore = ["scripts/kill.py"]
 
 # Set before JAX starts its backend: eight devices on any machine, and programs
 # that compile in a third of the time, since most of them run but once.
@@ -29,17 +33,24 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ[name.upper()] = str(value)
     jax.config.update(name, value)
 
-# Compilation takes longer than the default deadline; CI repeats itself.
-hypothesis.settings.register_profile("jax", deadline=None, derandomize=True)
+# However slow the machine, and always the same; x64 holds for all examples.
+hypothesis.settings.register_profile(
+  "jax",
+  deadline=None,
+  derandomize=True,
+  suppress_health_check=[
+    hypothesis.HealthCheck.too_slow,
+    hypothesis.HealthCheck.function_scoped_fixture,
+  ],
+)
 hypothesis.settings.load_profile("jax")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def forget_programs():
-  """Keeps workers small: JAX holds on to all that it compiled."""
-  yield
-  jax.clear_caches()
-  gc.collect()
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+  """Keeps workers below a gigabyte."""
+  if memory.resident() > 800e6:
+    memory.give_back()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx, serialization
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -213,6 +213,7 @@ def test_it_is_the_formula(x64):
   np.testing.assert_array_equal(latents["b"]["bias"], np.ones(2))
 
 
+@settings(max_examples=30)
 @given(
   sparsity=st.floats(0, 0.99),
   every=st.integers(1, 7),

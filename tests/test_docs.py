@@ -14,7 +14,8 @@ import optax
 import pytest
 
 import rewa_jax
-from rewa_jax import baselines
+from rewa_jax import baselines, deploy
+from tests.extras import needs
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -30,18 +31,13 @@ SETUP = snippets((ROOT / "README.md").read_text())[0]
 SETUP = SETUP.replace("range(1000)", "range(2)")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quickly_compiled():
-  """As in examples: programs here compile longer than they run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize(
   "page", [name for name, text in PAGES.items() if snippets(text)]
 )
-def test_the_snippets_of_a_page_run_in_a_row(page, capsys):
+def test_the_snippets_of_a_page_run_in_a_row(
+  page, capsys, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)  # A snippet may write a file.
   names = {}
   exec(SETUP, names)
   for snippet in snippets(PAGES[page]):
@@ -231,7 +227,7 @@ def test_every_public_name_in_the_pages_exists():
 
 def test_the_api_page_has_every_public_name_once():
   owners = {"rewa_jax": [], "rewa_jax.linen": [], "rewa_jax.nnx": []}
-  owners["rewa_jax.baselines"] = []
+  owners |= {"rewa_jax.baselines": [], "rewa_jax.deploy": []}
   for kind, name in re.findall(r"^\.\. (\w+):: (\S+)$", PAGES["api.md"], re.M):
     if kind in ("currentmodule", "automodule"):
       module = name
@@ -240,6 +236,7 @@ def test_the_api_page_has_every_public_name_once():
   modules = {"linen", "nnx", "baselines"}
   assert sorted(owners["rewa_jax"]) == sorted({*rewa_jax.__all__} - modules)
   assert sorted(owners["rewa_jax.baselines"]) == sorted(baselines.__all__)
+  assert sorted(owners["rewa_jax.deploy"]) == sorted(deploy.__all__)
   for module in ("linen", "nnx"):
     module = getattr(rewa_jax, module)
     public = {
@@ -254,6 +251,7 @@ def test_the_api_page_has_every_public_name_once():
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
+  needs("sphinx")
   command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"]
   subprocess.run([*command, "-c", "docs", ".", tmp_path], check=True, cwd=ROOT)
   page = (tmp_path / "docs" / "api.html").read_text()

@@ -1,9 +1,7 @@
 import dataclasses
 import functools
 
-import equinox as eqx
 import flax.linen as nn
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,7 @@ from flax import nnx
 
 import rewa_jax
 from rewa_jax import baselines
+from tests.extras import needs
 
 KEY = jax.random.key(0)
 INPUTS = jax.random.normal(KEY, (16, 4))
@@ -41,6 +40,7 @@ def linen_setup():
 
 
 def haiku_setup():
+  hk = needs("haiku")
   model = hk.transform(lambda x: hk.nets.MLP([8, 2], activation=jnp.tanh)(x))
   return model.init(KEY, INPUTS), lambda params: model.apply(
     params, None, INPUTS
@@ -48,6 +48,7 @@ def haiku_setup():
 
 
 def equinox_setup():
+  eqx = needs("equinox")
   model = eqx.nn.MLP(4, 2, 8, 1, jnp.tanh, key=KEY)
   params, static = eqx.partition(model, eqx.is_inexact_array)
   return params, lambda params: jax.vmap(eqx.combine(params, static))(INPUTS)
@@ -96,6 +97,7 @@ def test_weights_of_any_library_follow_training_on_latents(setup):
 
 
 def test_equinox_with_its_own_loop():
+  eqx = needs("equinox")
   model = eqx.nn.MLP(4, 2, 8, 1, jnp.tanh, key=KEY)
   solver = drop_in()
   state = solver.init(eqx.filter(model, eqx.is_inexact_array))

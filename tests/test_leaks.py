@@ -1,8 +1,6 @@
 """Ten thousand steps leave nothing behind: no arrays, programs or memory."""
 
 import gc
-import mmap
-import pathlib
 
 import jax
 import optax
@@ -10,17 +8,13 @@ import pytest
 
 import rewa_jax
 from tests import runs
+from tests.memory import resident
 
-STATM = pathlib.Path("/proc/self/statm")
+pytestmark = pytest.mark.slow
+
 # Bytes. An empty dict that stays from each of 9,000 calls makes 650,000, an
 # array 20 million.
 MARGIN = 500_000
-
-
-def resident():
-  """Returns the bytes that the process occupies, or 0 where none can tell."""
-  pages = STATM.read_text().split()[1] if STATM.exists() else 0
-  return int(pages) * mmap.PAGESIZE
 
 
 def left_behind(use):

@@ -539,7 +539,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# They compile for seconds.
+SLOW = "a recurrent network", "recurrent networks", "whole and its parts"
+
+
+@pytest.mark.parametrize(
+  "case",
+  [
+    pytest.param(case, marks=pytest.mark.slow if case in SLOW else ())
+    for case in CASES
+  ],
+)
 def test_at_k_1_the_wrapped_module_is_the_bare_one(case):
   bare = CASES[case](lambda module: module)
   model = CASES[case](

@@ -1,6 +1,4 @@
-import equinox as eqx
 import flax.linen as nn
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,7 @@ from flax.core import freeze
 
 import rewa_jax
 from rewa_jax._trees import path_name
+from tests.extras import needs
 
 KEY = jax.random.key(0)
 REWA = rewa_jax.Rewa(k=3)
@@ -65,6 +64,7 @@ def test_nnx_kernels_with_and_without_variables_around_them():
 
 
 def test_equinox_weights_but_not_those_of_norms_and_embeddings():
+  eqx = needs("equinox")
   keys = jax.random.split(KEY, 6)
   model = {
     "linear": eqx.nn.Linear(3, 3, key=keys[0]),
@@ -92,6 +92,8 @@ def test_equinox_weights_but_not_those_of_norms_and_embeddings():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_haiku_weights():
+  hk = needs("haiku")
+
   def forward(tokens):
     x = hk.Embed(5, 4)(tokens)
     x = hk.LayerNorm(-1, True, True)(x)
@@ -263,6 +265,8 @@ def test_a_selected_leaf_that_is_no_array_is_refused_by_path():
 
 
 def test_a_weight_inside_a_node_without_attributes_is_told_by_the_nodes_key():
+  eqx = needs("equinox")
+
   @jax.tree_util.register_pytree_with_keys_class
   class Layers:
     def __init__(self, *layers):

@@ -243,6 +243,32 @@ def test_at_power_1_it_is_adamw(y, g, rate, decay):
     np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-7)
 
 
+@jax.jit
+def train_behind(x, aim, factor):
+  """Trains bare and by the drop-in, in front of what shortens their steps."""
+  bare = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9))
+  params = []
+  for inner in (
+    bare,
+    rewa_jax.reparameterize(bare, rewa_jax.Rewa(1, mask=None)),
+  ):
+    solver = optax.chain(inner, optax.scale(factor), optax.ema(0.5))
+
+    def step(carry, _, solver=solver):
+      x, state = carry
+      updates, state = solver.update(x - aim, state, x)
+      return (optax.apply_updates(x, updates), state), None
+
+    params.append(jax.lax.scan(step, (x, solver.init(x)), length=5)[0][0])
+  return params
+
+
+@law(x=NUMBERS, aim=NUMBERS, factor=st.floats(0, 1, width=32))
+def test_at_power_1_the_drop_in_is_the_bare_optimizer(x, aim, factor):
+  bare, ours = train_behind(x, aim, factor)
+  np.testing.assert_allclose(ours, bare, rtol=1e-5, atol=1e-6)
+
+
 @law(y=NUMBERS, hyper=hyperparameters(), rate=RATES, decay=DECAYS)
 def test_decay_alone_shrinks_every_weight_by_the_budget(y, hyper, rate, decay):
   steps = 20

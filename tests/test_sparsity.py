@@ -154,6 +154,7 @@ def test_a_bad_threshold_for_counting_is_refused():
 # Beyond 32 bits.
 
 
+@pytest.mark.slow
 def test_a_leaf_with_more_entries_than_32_bits_count_is_counted_exactly():
   shape = 2**16 + 3, 2**16 + 5
 

@@ -1,5 +1,3 @@
-import equinox as eqx
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ from flax import nnx
 from rewa_jax import baselines
 from rewa_jax._trees import path_name
 from rewa_jax.baselines import group_axes, group_norms
+from tests.extras import needs
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.normal(KEY, (2, 5, 5, 3))
@@ -21,12 +20,14 @@ def linen(module, inputs):
 
 
 def haiku(module, inputs):
-  function = hk.without_apply_rng(hk.transform(lambda x: module()(x)))
+  hk = needs("haiku")
+  function = hk.without_apply_rng(hk.transform(lambda x: module(hk)(x)))
   return function.init(KEY, inputs), function.apply
 
 
 def equinox(module, axes):
-  params, rest = eqx.partition(module, eqx.is_array)
+  eqx = needs("equinox")
+  params, rest = eqx.partition(module(eqx), eqx.is_array)
 
   def apply(params, x):
     return jnp.moveaxis(
@@ -44,20 +45,20 @@ NETWORKS = {
     IMAGES,
   ),
   "haiku Linear": lambda: (
-    *haiku(lambda: hk.Linear(4), SEQUENCES),
+    *haiku(lambda hk: hk.Linear(4), SEQUENCES),
     SEQUENCES,
   ),
-  "haiku Conv2D": lambda: (*haiku(lambda: hk.Conv2D(4, 3), IMAGES), IMAGES),
+  "haiku Conv2D": lambda: (*haiku(lambda hk: hk.Conv2D(4, 3), IMAGES), IMAGES),
   "haiku Conv2DTranspose": lambda: (
-    *haiku(lambda: hk.Conv2DTranspose(4, 3), IMAGES),
+    *haiku(lambda hk: hk.Conv2DTranspose(4, 3), IMAGES),
     IMAGES,
   ),
   "equinox Linear": lambda: (
-    *equinox(eqx.nn.Linear(6, 4, key=KEY), False),
+    *equinox(lambda eqx: eqx.nn.Linear(6, 4, key=KEY), False),
     SEQUENCES[0, 0],
   ),
   "equinox Conv": lambda: (
-    *equinox(eqx.nn.Conv2d(3, 4, 3, key=KEY), True),
+    *equinox(lambda eqx: eqx.nn.Conv2d(3, 4, 3, key=KEY), True),
     IMAGES,
   ),
 }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.sharding import AxisType, NamedSharding
@@ -175,9 +175,7 @@ def penalties(method):
   x=hnp.arrays(np.float64, (3, 4), elements=st.floats(-10, 10)),
   shifts=hnp.arrays(np.float64, (3, 3, 4), elements=st.floats(-2, 2)),
 )
-@settings(
-  suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50
-)
+@settings(max_examples=50)
 def test_the_penalty_on_weights_is_the_least_decay_of_latents(
   method, x, shifts, x64
 ):

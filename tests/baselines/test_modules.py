@@ -19,10 +19,11 @@ from rewa_jax import baselines
 
 KEY = jax.random.key(0)
 INPUTS = jax.random.normal(KEY, (6, 5))
+# Quick are those whose arrays differ in shape, by axes or altogether.
 METHODS = [
-  baselines.spred(),
+  pytest.param(baselines.spred(), marks=pytest.mark.slow),
   baselines.Gated("output", depth=3),
-  baselines.GroupedRewa(3, "input", 1),
+  pytest.param(baselines.GroupedRewa(3, "input", 1), marks=pytest.mark.slow),
   baselines.SoftThreshold(),
 ]
 all_methods = pytest.mark.parametrize(

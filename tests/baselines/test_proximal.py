@@ -1,11 +1,8 @@
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import skglm
-import skglm.penalties
 from flax import nnx
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Lasso
@@ -21,6 +18,7 @@ from rewa_jax.baselines import (
   proximal_sgd,
   proximal_step,
 )
+from tests.extras import needs
 
 STRENGTHS = np.array([0.003, 0.01, 0.05, 0.1, 0.3])
 
@@ -88,6 +86,7 @@ def test_l1_reaches_the_lasso_for_a_grid_of_strengths_in_one_vmap(
 
 @pytest.mark.parametrize("name", ["MCP", "SCAD"])
 def test_mcp_and_scad_reach_the_solution_of_skglm(name, x64):
+  skglm = needs("skglm")
   inputs, targets = task = well_conditioned()
   ours, theirs = {
     "MCP": (MCP(0.2, 2.6), skglm.penalties.MCPenalty(0.2, 2.6)),
@@ -106,6 +105,7 @@ def test_mcp_and_scad_reach_the_solution_of_skglm(name, x64):
 
 @pytest.mark.parametrize("name", ["MCP", "SCAD", "AdaptiveL1"])
 def test_end_points_are_stationary_on_real_data(name, x64):
+  skglm = needs("skglm")
   inputs, targets = task = diabetes()
   pilot = np.linalg.lstsq(inputs, targets)[0]
   ours, theirs = {
@@ -253,6 +253,7 @@ def test_nnx_finds_its_pilots_by_path():
 
 
 def test_leaves_without_a_gradient_stay():
+  eqx = needs("equinox")
   model = eqx.nn.Linear(3, 2, key=jax.random.key(0))
   params = eqx.filter(model, eqx.is_array)
   grads = jax.tree.map(jnp.zeros_like, params)

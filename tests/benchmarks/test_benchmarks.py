@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType
 
 from examples.benchmarks import (
+  asking,
   check,
   grids,
   optimizer_step,
@@ -68,9 +69,7 @@ def test_both_ways_in_take_the_steps_of_rewa(way, base, momentum):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_eager_torch_takes_the_same_steps(momentum, monkeypatch):
-  pytest.importorskip("torch")
-  import torch
-
+  torch = pytest.importorskip("torch", reason="torch is in no extra")
   from examples.benchmarks import eager_torch
 
   x = torch.nn.Parameter(torch.tensor(np.array(PARAMS["kernel"])))
@@ -175,6 +174,7 @@ def test_a_device_holds_its_share_of_latents_and_state(number):
   assert 4 * copies / 8 < spread < 4 * copies / 8 + 4 * 3 * others + 200
 
 
+@pytest.mark.slow
 def test_growth_writes_time_and_memory(tmp_path, capsys):
   argv = ["--sizes", "2e4", "--shared", "2e4", "--turns", "1"]
   growth.main([*argv, "--out", str(tmp_path)])
@@ -286,3 +286,11 @@ def test_tables_of_the_readme_are_those_of_the_results():
     assert rows[name, gigabytes] == [f"{row['ratio']:.2f}"]
   grid = results("grids")["ways"]["grid"]["ratio"]
   assert f"{grid:.2f} of the time" in " ".join(README.split())
+
+
+def test_what_ranking_adds_is_spread_over_the_steps_between(monkeypatch):
+  monkeypatch.setattr(asking, "shapes", lambda tree: PARAMS)
+  row = asking.measure("any", turns=1)
+  assert row["weights"] == 6
+  expected = (49 * row["not ranking"] + row["ranking"]) / 50
+  assert row["mean"] == pytest.approx(expected)

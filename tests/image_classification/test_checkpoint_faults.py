@@ -12,6 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.extras import needs
+
+needs("grain")
+
 from examples.image_classification import checkpoints
 from examples.image_classification.config import Config
 from examples.image_classification.state import State

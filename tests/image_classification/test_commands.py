@@ -8,6 +8,11 @@ import shlex
 import jax
 import pytest
 
+from tests.extras import needs
+
+needs("tensorboardX")
+needs("grain")
+
 from examples.image_classification import compress, train
 
 README = pathlib.Path(train.__file__).with_name("README.md")

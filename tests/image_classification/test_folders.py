@@ -3,7 +3,11 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
+
+from tests.extras import needs
+
+needs("grain")
+Image = needs("PIL.Image")
 
 from examples.image_classification import folders
 

@@ -11,6 +11,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests.extras import needs
+
+needs("tensorboardX")
+needs("grain")
+
 from examples.image_classification import checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]

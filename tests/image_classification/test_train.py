@@ -12,9 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 import rewa_jax
+from tests.extras import needs
+
+needs("tensorboardX")
+needs("grain")
+Image = needs("PIL.Image")
+
 from examples.image_classification import checkpoints, compress, models, train
 from examples.image_classification import config as settings
 from examples.image_classification.config import PRESETS, Config
@@ -75,6 +80,7 @@ def assert_trees_equal(one, other, **tolerance):
     np.testing.assert_allclose(a, b, **({"rtol": 0} | tolerance))
 
 
+@pytest.mark.slow
 def test_the_program_trains_and_says_what_came_of_it(tmp_path, capsys):
   arguments = ["--epochs", "8", "--warmup-epochs", "1", "--out", str(tmp_path)]
   assert train.main(arguments) == 0
@@ -83,7 +89,10 @@ def test_the_program_trains_and_says_what_came_of_it(tmp_path, capsys):
   assert results["command"].endswith(
     f"train --epochs 8 --warmup-epochs 1 --out {tmp_path.name}"
   )
-  assert json.loads(capsys.readouterr().out) == results
+  printed = capsys.readouterr()
+  assert json.loads(printed.out) == results
+  # Of 200 epochs 8 are too few, and that is said first.
+  assert re.search("step 0: warning: .* --epochs [1-9]\\d+ for", printed.err)
   losses = [
     line["loss"] for line in lines_of(tmp_path) if line["kind"] == "test"
   ]
@@ -243,13 +252,44 @@ def test_too_little_decay_is_said_before_training_with_what_would_do(
   low = dataclasses.replace(TINY, epochs=1, way=way)
   results_of(begun(tmp_path / "low", low), low)
   notes = capsys.readouterr().err
-  assert "decay budget" in notes and "leaves the network dense" in notes
+  assert "warning: decay budget" in notes and "stays dense" in notes
   decay = float(re.search(r"--weight-decay (\S+) or", notes)[1])
   enough = dataclasses.replace(low, weight_decay=decay)
   results_of(begun(tmp_path / "enough", enough), enough)
   notes = capsys.readouterr().err
   assert float(re.search(r"decay budget (\S+)", notes)[1]) > 14
-  assert "leaves the network dense" not in notes
+  assert "stays dense" not in notes
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    ([], "decay budget 20.9"),
+    (
+      ["--epochs", "12"],
+      "warning: decay budget 4.2, and below 8 a network stays dense. It takes"
+      " --weight-decay 0.0032 or --epochs 44 for a budget of 15.",
+    ),
+    (["--epochs", "12", "--weight-decay", "0.0032"], "decay budget 14.8"),
+  ],
+)
+def test_lenet300_in_a_fifth_of_its_epochs_is_warned_of(arguments, said):
+  parsed = train.parse(["--preset", "lenet300", *arguments])
+  config = settings.from_arguments(parsed)
+  # Of MNIST, 5,000 held back.
+  steps_per_epoch = 55_000 // config.batch_size
+  network = train.make_network(config, classes=10)
+  schedule = train.make_schedule(config, steps_per_epoch)
+  setup = train.make_setup(config, network, schedule)
+  state = jax.eval_shape(
+    lambda key: train.init_state(config, setup, key, jnp.zeros((1, 28, 28, 1))),
+    jax.random.key(0),
+  )
+  steps = config.epochs * steps_per_epoch
+  budget = rewa_jax.measure_decay_budget(
+    setup.optimizer, state.params, steps, method=setup.method
+  )
+  assert train.advice(config, budget) == said
 
 
 @pytest.mark.parametrize("devices", [8], indirect=True)

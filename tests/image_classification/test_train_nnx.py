@@ -1,6 +1,7 @@
 """The NNX program, tiny: images of 8x8, its least network or a smaller one."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import jax
@@ -206,8 +207,24 @@ def test_the_program_learns_with_rewa(tmp_path, monkeypatch, capsys):
   assert "stem/kernel" in printed and "compression" in printed
 
 
-def test_the_program_learns_dense(tmp_path, monkeypatch, tiny_network):
+def test_a_low_budget_is_warned_of_before_training(
+  tmp_path, monkeypatch, tiny_network, capsys
+):
+  monkeypatch.setattr(train_nnx, "train", lambda *_: [])
+  run(tmp_path, monkeypatch, "--budget=1")
+  said = capsys.readouterr().out
+  found = re.search(r"warning: .* --budget 15, a weight decay of (\S+),", said)
+  schedule = optax.warmup_cosine_decay_schedule(1.0, 1.0, 1, 16)
+  enough = rewa_jax.weight_decay_for(15, REWA.k, schedule, 16)
+  assert float(found[1]) == pytest.approx(float(enough), rel=0.05)
+  run(tmp_path, monkeypatch, "--budget=12")
+  said = capsys.readouterr().out
+  assert "decay budget 1" in said and "warning" not in said
+
+
+def test_the_program_learns_dense(tmp_path, monkeypatch, tiny_network, capsys):
   results = run(tmp_path, monkeypatch, "--method=dense")
+  assert "decay budget" not in capsys.readouterr().out
   assert results["settings"]["weight_decay"] == 5e-4
   losses = [epoch["loss"] for epoch in results["history"]]
   assert losses[-1] < 0.8 * losses[0]
