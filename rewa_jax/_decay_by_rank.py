@@ -149,6 +149,11 @@ def decay_by_rank(
   check_number("high", high, at_least=0)
   _check_strength(method, high, learning_rate, begin, end, steps)
 
+  def rank(sizes, progress):
+    chosen = [True] * len(jax.tree.leaves(sizes))
+    kept = largest(sizes, chosen, sparsity, scope, groups, progress)
+    return [~k for k in kept]
+
   def init_fn(params):
     sizes = _sizes(method, params, groups)
     if jax.tree.leaves(params) and not jax.tree.leaves(sizes):
@@ -161,11 +166,6 @@ def decay_by_rank(
     # Arrays of their own, so that the state can be donated.
     shares = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
     return DecayByRankState(jnp.zeros([], jnp.int32), strong, *shares)
-
-  def rank(sizes, progress):
-    chosen = [True] * len(jax.tree.leaves(sizes))
-    kept = largest(sizes, chosen, sparsity, scope, groups, progress)
-    return [~k for k in kept]
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args

@@ -99,13 +99,14 @@ def table(rows) -> str:
       for name in ("test", "validation", "test_uncut")
     }
     cost = column["test_uncut"] - column["test"]
+    spread = f" ± {column['test'].std():.2f}" if len(group) > 1 else ""
     left = sorted({row["nonzero"] for row in group})
     lines.append(
       (
         f"{compression:g}x",
         f"{1 - 1 / compression:.2%}",
         " to ".join(f"{n:,}" for n in left),
-        f"{column['test'].mean():.2f} % ± {column['test'].std():.2f}",
+        f"{column['test'].mean():.2f} %{spread}",
         f"{column['validation'].mean():.2f} %",
         f"{cost.mean():.2f}",
         f"{max(row['largest_cut'] for row in group):.0e}",

@@ -180,7 +180,7 @@ def lenet300_methods() -> dict[str, Recipe]:
     "ReWA": reparameterized(
       rewa_jax.Rewa(9, 2), spread(0.004), rates=(0.3, 0.6)
     ),
-    "ReWA, asked for": Recipe(
+    "ReWA by rank": Recipe(
       asked_for(rewa_jax.Rewa(9, 2)), (0.98, 0.99, 0.995, 0.9975)
     ),
     "L1, proximal": proximal(lambda s, _: baselines.L1(s), spread(0.005, 1.7)),
