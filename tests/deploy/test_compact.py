@@ -452,7 +452,7 @@ def check_random(network, seed):
   assert "Nothing to remove" in str(again)
 
 
-@settings(max_examples=6)
+@settings(max_examples=2)
 @given(networks(), st.integers(0, 1000))
 def test_any_network_keeps_its_outputs_and_is_cut_once_for_all(network, seed):
   check_random(network, seed)

@@ -22,6 +22,7 @@ def network():
   return networks.train("lenet300", "whole units", data, steps=4)
 
 
+@pytest.mark.slow
 def test_a_network_is_pruned_cut_written_and_checked(tmp_path, network):
   variables, small, report = shrink.shrink(network, 0.9, tmp_path)
   assert report["largest difference"] < 1e-5

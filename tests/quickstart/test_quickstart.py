@@ -179,6 +179,7 @@ def test_what_was_asked_for_is_compared_at_its_compression(monkeypatch):
   assert text.startswith("Asked for 99%, ReWA has 97.0 % at 100x; L1 of the")
 
 
+@pytest.mark.slow
 def test_a_network_ends_at_the_sparsity_it_was_asked_for():
   recipe = quickstart.recipes(60)["asked"]
   data = quickstart.load_data()
