@@ -231,7 +231,10 @@ def differentiated(fn):
   "method, through",
   [
     (rewa_jax.Rewa(k=1), plainly),
-    (rewa_jax.Rewa(k=1), lambda fn: nnx.jit(differentiated(fn))),
+    pytest.param(
+      *(rewa_jax.Rewa(k=1), lambda fn: nnx.jit(differentiated(fn))),
+      marks=pytest.mark.slow,
+    ),
     (baselines.spred(), differentiated),
   ],
   ids=["plainly", "jit-grad", "spred-grad"],

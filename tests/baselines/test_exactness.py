@@ -80,7 +80,11 @@ def path_of_solutions(method, loss, start, decays, rate, steps):
   ids=["spred", "HadamardDifference"],
 )
 @pytest.mark.parametrize(
-  "data,rate,steps", [(diabetes, 0.2, 20000), (synthetic, 0.2, 10000)]
+  "data,rate,steps",
+  [
+    (diabetes, 0.2, 20000),
+    pytest.param(synthetic, 0.2, 10000, marks=pytest.mark.slow),
+  ],
 )
 def test_l1_methods_reach_the_lasso(method, scale, data, rate, steps, x64):
   inputs, targets = data()

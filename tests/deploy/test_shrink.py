@@ -42,6 +42,7 @@ def test_a_network_is_pruned_cut_written_and_checked(tmp_path, network):
     jax.tree.map(np.testing.assert_array_equal, found, tree)
 
 
+@pytest.mark.slow
 def test_every_form_computes_the_same_logits(network, tmp_path):
   variables, small, _ = shrink.shrink(network, 0.9, tmp_path)
   images = np.asarray(network.images[:3])

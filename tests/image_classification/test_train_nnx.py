@@ -207,6 +207,7 @@ def test_the_program_learns_with_rewa(tmp_path, monkeypatch, capsys):
   assert "stem/kernel" in printed and "compression" in printed
 
 
+@pytest.mark.slow
 def test_a_low_budget_is_warned_of_before_training(
   tmp_path, monkeypatch, tiny_network, capsys
 ):

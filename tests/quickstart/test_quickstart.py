@@ -195,9 +195,8 @@ def test_a_level_below_a_curve_is_beyond_the_grid(monkeypatch):
   assert "beyond the grid at 3" in quickstart.table(readings)
 
 
-@pytest.mark.parametrize(
-  "name", [pytest.param("L1", marks=pytest.mark.slow), "ReWA"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["L1", "ReWA"])
 def test_every_method_trains_all_penalties_and_folds_at_once(name, monkeypatch):
   monkeypatch.setattr(quickstart, "PENALTIES", (0.0, 5.0))
   recipe = quickstart.recipes(60)[name]

@@ -13,13 +13,8 @@ def digits():
   return task.load()
 
 
-@pytest.mark.parametrize(
-  "method",
-  [
-    name if name == "full" else pytest.param(name, marks=pytest.mark.slow)
-    for name in ablation.METHODS
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ablation.METHODS)
 def test_first_step_is_what_the_method_says(digits, method):
   """Against the formulas in NumPy, with JAX for the gradient alone."""
   k, m, rate, decay = 9, 2, 0.02, 0.03

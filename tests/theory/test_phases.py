@@ -26,6 +26,7 @@ def test_a_run_without_sparsity_has_no_phases():
     phases.begins(np.full(10, 0.1))
 
 
+@pytest.mark.slow
 def test_curves_begin_at_the_initial_network(curves):
   layers = task.initial_weights(0)["params"].values()
   x = np.concatenate([np.ravel(w["kernel"]) for w in layers])
@@ -38,6 +39,7 @@ def test_curves_begin_at_the_initial_network(curves):
     assert run["loss"].shape == (600,)
 
 
+@pytest.mark.slow
 def test_norm_and_share_hardly_move_without_decay(curves):
   dense, sparse = curves
   assert abs(dense["norm"][-1] / dense["norm"][0] - 1) < 0.05
@@ -46,6 +48,7 @@ def test_norm_and_share_hardly_move_without_decay(curves):
   assert sparse["share"][-1] > 0.8
 
 
+@pytest.mark.slow
 def test_loss_falls_before_sparsity_is_complete(curves):
   run = phases.describe(curves[1])
   loss = run["at_bounds"]["loss"]
@@ -53,6 +56,7 @@ def test_loss_falls_before_sparsity_is_complete(curves):
   assert run["begins"]["2"] < run["begins"]["3"]
 
 
+@pytest.mark.slow
 def test_falls_of_the_norm_add_up(curves):
   run = phases.describe(curves[1])
   assert sum(run["norm_falls"]) == pytest.approx(1)
@@ -82,6 +86,7 @@ def test_each_phase_can_fail_the_description(break_it, phase):
   assert not phases.describe(good)["as_described"][phase]
 
 
+@pytest.mark.slow
 def test_plot_shows_three_curves(curves):
   figure = phases.plot(curves[1], 18.0)
   assert len(figure.axes) == 3
