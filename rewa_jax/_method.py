@@ -102,7 +102,7 @@ class Method:
     raise NotImplementedError
 
   def size(self, *values: jax.Array) -> jax.Array:
-    """Returns what orders weights by their size: abs(x), or what grows as it."""
+    """Returns what orders weights by size: abs(x), or what grows as it."""
     return jnp.abs(self.join(*values))
 
   def scale(self, gradient: jax.Array, value: jax.Array) -> jax.Array:

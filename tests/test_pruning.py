@@ -173,7 +173,10 @@ def test_dtypes_are_kept(dtype):
     (dict(threshold=-1), "threshold must be .* >= 0, got -1"),
     (dict(sparsity=1.5), "sparsity must be .* <= 1, got 1.5"),
     (dict(sparsity=float("nan")), "sparsity must be"),
-    (dict(sparsity=0.5, scope="layer"), "'global', 'leaf' or n:m .*got 'layer'"),
+    (
+      dict(sparsity=0.5, scope="layer"),
+      "'global', 'leaf' or n:m .*got 'layer'",
+    ),
   ],
 )
 def test_bad_input_to_prune_is_refused(how, message):

@@ -41,10 +41,8 @@ def test_bad_options_are_named(words, message, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_every_target_is_met_to_the_weight(tmp_path, capsys):
-  ask.main(
-    ["--epochs", "6", "--seeds", "1", "--compressions", "2", "10"]
-    + ["--out", str(tmp_path)]
-  )
+  argv = ["--epochs", "6", "--seeds", "1", "--compressions", "2", "10"]
+  ask.main([*argv, "--out", str(tmp_path)])
   results = json.loads((tmp_path / "lenet300" / "results.json").read_text())
   assert [row["nonzero"] for row in results["rows"]] == [133_100, 26_620]
   assert results["rows"][0]["test"] > 0.8
