@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from rewa_jax._method import weights_and_mask
 from rewa_jax._trees import with_paths
@@ -18,5 +19,5 @@ def check_weights(weights: Any) -> None:
       raise TypeError(
         f"{path} must be an array, got {leaf!r} of type {type(leaf).__name__}."
       ) from error
-    if is_floating and jnp.isnan(leaf).any():
+    if is_floating and np.isnan(np.asarray(leaf)).any():
       raise ValueError(f"{path} holds NaN: no model comes of it.")
