@@ -231,7 +231,7 @@ def test_the_check_fails_where_a_ratio_is_worse_by_a_quarter(
 
 def test_commands_of_the_readme_explain_themselves(capsys):
   programs = re.findall(r"^python -m (examples\.benchmarks\.\w+)", README, re.M)
-  assert len(programs) == 6
+  assert len(programs) == 7
   for program in programs:
     with pytest.raises(SystemExit, match="0"):
       importlib.import_module(program).main(["--help"])
