@@ -13,6 +13,7 @@ from rewa_jax._decay_budget import rates_of_steps, sum_of_steps
 from rewa_jax._groups import Groups
 from rewa_jax._method import Method
 from rewa_jax._power import wide_dtype
+from rewa_jax._quantile import as_float, count
 from rewa_jax._ranking import Scope, check_ranking, cubic_progress, largest
 from rewa_jax._trees import box_like, check_params, check_shapes, is_box, unbox
 
@@ -260,13 +261,23 @@ def _shares(method, latents, strong):
   )
   weights = [x.astype(wide_dtype(x)) for x in weights]
   size = float(sum(x.size for x in weights))
-  share = sum(jnp.sum(s, dtype=jnp.float32) for s in strong) / size
-  squares = sum(
-    jnp.sum(jnp.where(s, 0, x * x)) for s, x in zip(strong, weights)
+  left, squares = map(sum, zip(*map(_number_and_squares, strong, weights)))
+  level = _VANISHED * jnp.sqrt(squares / jnp.maximum(left, 1))
+  gone = as_float(count([jnp.abs(x) <= level for x in weights]))
+  return (1 - left / size).astype(jnp.float32), gone / size
+
+
+def _number_and_squares(strong, x):
+  """Returns how many decay mildly, and the sum of their squares."""
+  both = ~strong, jnp.where(strong, 0, x * x)
+  # Row by row, since float32 has no room for many.
+  rows = jax.lax.reduce(
+    (both[0].astype(x.dtype), both[1]),
+    (x.dtype.type(0), x.dtype.type(0)),
+    lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    range(1, x.ndim),
   )
-  level = _VANISHED * jnp.sqrt(squares / jnp.maximum(size * (1 - share), 1))
-  gone = sum(jnp.sum(jnp.abs(x) <= level, dtype=jnp.float32) for x in weights)
-  return share, jnp.asarray(gone / size, jnp.float32)
+  return jnp.sum(rows[0]), jnp.sum(rows[1])
 
 
 def _check_strength(method, high, learning_rate, begin, end, steps):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from rewa_jax._masks import Mask, kernels, selected
 from rewa_jax._method import Method, weights_and_mask
-from rewa_jax._quantile import BASE, count
+from rewa_jax._quantile import as_float, count
 from rewa_jax._sparsity import show_each
 
 # Thresholds that are tried: so many for every factor of 10, in all so many.
@@ -100,8 +100,7 @@ def _separation(leaves):
   tiny = jnp.finfo(dtype).tiny
 
   def up_to(threshold):
-    high, low = count([jnp.abs(x) <= threshold for x in leaves])
-    return high.astype(jnp.float32) * float(BASE) + low.astype(jnp.float32)
+    return as_float(count([jnp.abs(x) <= threshold for x in leaves]))
 
   top = jnp.asarray(tiny, dtype)
   for x in leaves:

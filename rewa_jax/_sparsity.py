@@ -13,7 +13,7 @@ from jax.core import Tracer
 from rewa_jax._checks import Scalar, check_number
 from rewa_jax._masks import Mask, kernels, selected
 from rewa_jax._method import Method, weights_and_mask
-from rewa_jax._quantile import BASE, Count, add, count
+from rewa_jax._quantile import BASE, Count, add, as_float, count
 from rewa_jax._trees import path_name
 
 
@@ -129,7 +129,7 @@ def _number(words, size):
   if size < 2**31:
     return low.astype(jnp.int32)
   if isinstance(low, Tracer):
-    return high.astype(jnp.float32) * float(BASE) + low.astype(jnp.float32)
+    return as_float((high, low))
   return np.asarray(high, np.int64) * BASE + np.asarray(low)
 
 

@@ -290,6 +290,7 @@ def test_tables_of_the_readme_are_those_of_the_results():
 
 def test_what_ranking_adds_is_spread_over_the_steps_between(monkeypatch):
   monkeypatch.setattr(asking, "shapes", lambda tree: PARAMS)
+  monkeypatch.setattr(asking, "training_milliseconds", lambda tree: 1e3)
   row = asking.measure("any", turns=1)
   assert row["weights"] == 6
   expected = (49 * row["not ranking"] + row["ranking"]) / 50
