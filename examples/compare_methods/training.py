@@ -102,6 +102,7 @@ def train(
   pilot: Any,
   advance,
   planned_epochs: int | None = None,
+  batch_size: int = BATCH_SIZE,
 ) -> Trained:
   """Trains one model for each cell, a strength and a rate, on equal batches.
 
@@ -115,12 +116,13 @@ def train(
     pilot: the weights of the dense network of this seed, or None.
     advance: called after each epoch.
     planned_epochs: those that schedules are made for, if not all are trained.
+    batch_size: images a step.
 
   Returns:
     The weights, and what they took.
   """
   images, labels = data.train
-  per_epoch = len(labels) // BATCH_SIZE
+  per_epoch = len(labels) // batch_size
   steps = (planned_epochs or epochs) * per_epoch
   init_key, params_key = jax.random.split(jax.random.key(seed))
 
@@ -191,8 +193,8 @@ def train(
   random = np.random.default_rng(seed)
   compiled, seconds = None, 0.0
   for _ in range(epochs):
-    order = random.permutation(len(labels))[: per_epoch * BATCH_SIZE]
-    batches = order.reshape(per_epoch, BATCH_SIZE)
+    order = random.permutation(len(labels))[: per_epoch * batch_size]
+    batches = order.reshape(per_epoch, batch_size)
     args = carry, strengths, rates, images, labels, batches
     if compiled is None:
       compiled = advance_epoch.lower(*args).compile()
