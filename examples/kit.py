@@ -74,6 +74,24 @@ def write_json(path: Path, results: dict) -> None:
   write(path, json.dumps(results, indent=1) + "\n")
 
 
+def read_json(path: Path, settings: dict) -> dict:
+  """Returns the results that are there already, or none.
+
+  Exits where they are of other settings: a run goes on from where it stopped,
+  and does not mix.
+  """
+  if not path.exists():
+    return {}
+  results = json.loads(path.read_text())
+  for name, value in settings.items():
+    if results.get(name) != value:
+      sys.exit(
+        f"{path} was made with {name} {results.get(name)}, not {value}: move it"
+        " away, or give another --out."
+      )
+  return results
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable) -> None:
   """Writes a table; floats get six digits."""
   cells = [[f"{x:.6g}" if isinstance(x, float) else x for x in r] for r in rows]

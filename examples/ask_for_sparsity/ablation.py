@@ -8,13 +8,12 @@ looked at.
 
   python -m examples.ask_for_sparsity.ablation --task text
 
-Writes table.md, gains.png and results.json to a folder in --out for the task,
-after every variant, and goes on from there when it is started anew.
+Writes table.md, gains.png and results.json to a folder in --out for the task.
+Started anew it goes on from the last variant that results.json has.
 """
 
 import argparse
 import functools
-import json
 import pathlib
 import sys
 from typing import NamedTuple
@@ -305,12 +304,7 @@ def main(argv) -> None:
   path = args.out / "results.json"
   made = kit.provenance(MODULE, argv, "flax")
   settings = {"rate": task.rate, "epochs": task.epochs}
-  rows = []
-  if path.exists():
-    old = json.loads(path.read_text())
-    if {key: old[key] for key in settings} != settings:
-      sys.exit(f"{path} is of other settings: move it, or give another --out.")
-    rows = old["rows"]
+  rows = kit.read_json(path, settings).get("rows", [])
   known = {(row["variant"], row["seed"], row["sparsity"]) for row in rows}
   todo = [
     (name, seed, missing)

@@ -110,7 +110,8 @@ def training_milliseconds(tree: str) -> float:
   )
   model, arguments, batch = problem(settings)
   way = Way(solvers()["plain"], method=REWA)
-  step, carry = training_step(way, model, arguments, batch)
+  step, start = training_step(way, model, arguments)
+  carry = jax.jit(start)(jax.random.key(0), batch[0])
   program = jax.jit(step, donate_argnums=0).lower(carry, batch).compile()
   with tqdm(total=TRAINING_TURNS + 2, desc="training", unit="step") as bar:
     seconds = take_turns(
@@ -131,7 +132,10 @@ def main(argv) -> None:
   made = kit.provenance("examples.benchmarks.asking", argv)
   rows = {tree: measure(tree, args.turns) for tree in trees}
   kit.write_json(args.out / "asking.json", made | {"trees": rows})
-  lines = [(tree, *row.values()) for tree, row in rows.items()]
+  lines = [
+    (tree, *list(row.values())[:-1], f"{row['training_ratio']:.4f}")
+    for tree, row in rows.items()
+  ]
   print(f"\n{kit.markdown(COLUMNS, lines)}{kit.made_by(made)}")
 
 

@@ -84,6 +84,15 @@ def _latents(base, momentum, method):
 
 
 def compiled(row: Row, params: Any) -> tuple[Any, Any]:
+  """Returns the compiled step, and what makes its first carry; see step_of."""
+  step, start = step_of(row)
+  # Old weights are not read; new ones go where they were.
+  jitted = jax.jit(step, donate_argnums=1, keep_unused=True)
+  start = jax.jit(start)
+  return jitted.lower(params, start(params)).compile(), start
+
+
+def step_of(row: Row) -> tuple[Callable[..., Any], Callable[..., Any]]:
   """Returns the step on gradients and a carry, and what makes the first carry.
 
   A carry is (latents, state, weights).
@@ -107,10 +116,7 @@ def compiled(row: Row, params: Any) -> tuple[Any, Any]:
       latents = row.method.to_latents(latents)
     return latents, row.solver.init(latents), weights_of(latents)
 
-  # Old weights are not read; new ones go where they were.
-  jitted = jax.jit(step, donate_argnums=1, keep_unused=True)
-  start = jax.jit(start)
-  return jitted.lower(params, start(params)).compile(), start
+  return step, start
 
 
 def least_bytes(carry: Any, params: Any) -> int:

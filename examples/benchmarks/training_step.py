@@ -81,9 +81,12 @@ def problem(args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any]:
 
 
 def training_step(
-  way: Way, model: Any, arguments: dict[str, Any], batch: Any
-) -> tuple[Callable[[Any, Any], Any], Any]:
-  """Returns the step on (params, statistics, state), batch; and its start."""
+  way: Way, model: Any, arguments: dict[str, Any]
+) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]:
+  """Returns the step on (params, statistics, state), batch; and what starts it.
+
+  The start is a function of a key and of inputs.
+  """
   model = way.wrap(model)
 
   def step(carry, batch):
@@ -105,15 +108,14 @@ def training_step(
     updates, state = way.solver.update(grads, state, params)
     return optax.apply_updates(params, updates), statistics, state
 
-  @jax.jit
-  def start(key):
-    variables = dict(model.init(key, batch[0][:1], **arguments))
+  def start(key, inputs):
+    variables = dict(model.init(key, inputs[:1], **arguments))
     params = variables.pop("params")
     if way.method:
       params = way.method.to_latents(params)
     return params, variables, way.solver.init(params)
 
-  return step, start(jax.random.key(0))
+  return step, start
 
 
 @contextlib.contextmanager
@@ -132,7 +134,8 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
   traced, carries, compiled = {}, {}, {}
   compiling: dict[str, list[float]] = {}
   for name, way in ways().items():
-    traced[name], carries[name] = training_step(way, model, arguments, batch)
+    traced[name], start = training_step(way, model, arguments)
+    carries[name] = jax.jit(start)(jax.random.key(0), batch[0])
     compiling[name] = []
   # The first compilation of a process takes longer, and does not count.
   for turn in tqdm(range(-1, args.compilations), "compiling"):

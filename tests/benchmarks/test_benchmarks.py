@@ -295,3 +295,10 @@ def test_what_ranking_adds_is_spread_over_the_steps_between(monkeypatch):
   assert row["weights"] == 6
   expected = (49 * row["not ranking"] + row["ranking"]) / 50
   assert row["mean"] == pytest.approx(expected)
+
+
+def test_what_asking_costs_is_as_the_readme_says():
+  for tree, row in results("asking")["trees"].items():
+    cells = [f"{value:.3g}" for value in list(row.values())[1:-1]]
+    line = " | ".join([tree, str(row["weights"]), *cells])
+    assert f"| {line} | {row['training_ratio']:.4f} |" in README
