@@ -164,7 +164,7 @@ def table(rows, fixed=()) -> str:
   return kit.markdown(columns, lines)
 
 
-def draw(rows, title) -> plt.Figure:
+def draw(rows, title, fixed=()) -> plt.Figure:
   fig, ax = plt.subplots(figsize=(6.5, 4), layout="constrained")
   for name, color in (("test", "tab:green"), ("validation", "0.7")):
     x = np.array([row["compression"] for row in rows])
@@ -173,6 +173,10 @@ def draw(rows, title) -> plt.Figure:
     label = "test images" if name == "test" else "held-back images"
     ax.plot(*zip(*means), color=color, label=label)
     ax.plot(x, y, ".", color=color)
+  if fixed:
+    best = [(c, 100 * best_decay(fixed, c)[1]) for c in sorted(set(x))]
+    label = "test images, best of 8 fixed decays"
+    ax.plot(*zip(*best), color="tab:orange", label=label)
   ax.set(xscale="log", xlabel="compression asked for", title=title)
   ax.set_xticks(sorted({row["compression"] for row in rows}))
   ax.xaxis.set_major_formatter("{x:g}x")
@@ -236,7 +240,7 @@ def main(argv) -> None:
   kit.write(args.out / "table.md", shown + kit.made_by(made))
   name = "MNIST's format" if args.data else "digits"
   title = f"{args.network} on {name}, {args.epochs} epochs"
-  kit.write_figure(args.out / "accuracy.png", draw(rows, title))
+  kit.write_figure(args.out / "accuracy.png", draw(rows, title, fixed))
   print(f"\n{shown}\nWritten to {args.out}.")
 
 
