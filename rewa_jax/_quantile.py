@@ -20,8 +20,8 @@ Count = tuple[jax.Array, jax.Array]
 
 # What a digit of a count cannot reach.
 BASE = 2**32
-# Bits of a size that are found in one pass: of seven counts none costs much.
-_BITS = 3
+# Bits of a size that are found in one pass: two counts more cost little.
+_BITS = 2
 
 
 def count(masks: Sequence[jax.Array]) -> Count:
