@@ -3,25 +3,24 @@
 Trains an MLP and a convolutional network by ReWA, so that single weights
 vanish, and by its groups, so that whole units do: on scikit-learn's digits, or
 LeNets on MNIST with --data FOLDER, its unpacked IDX files. Or takes a network
-that is there: --run RUN, a run of image_classification. Prunes them to several
-sparsities, cuts out what has no effect, writes both to files, checks that the
-outputs are the same, and measures sizes and latencies. --untrained takes a wide
-MLP and ResNet-20, sparse at random: only their sizes and latencies count.
+that is there: --run RUN, a run of image_classification. Prunes them, cuts out
+what has no effect, writes both to files, checks that the outputs are the same,
+and measures sizes and latencies. Of --networks wide_mlp and resnet20 only these
+count: they are sparse at random, too large to train here.
 
-With the extra onnx, onnxruntime is measured too.
+With the extra onnx, the smaller networks are written as ONNX files too, and
+onnxruntime is measured; with sparse_dot_mkl, MKL is.
 
-Writes sizes.md, latency.md, results.json and the files of weights.
+Writes sizes.md, latency.md, pays.md, results.json and files of weights; with
+--weights FOLDER, what an earlier run trained is not trained again.
 """
 
 import argparse
 import gzip
-import math
 import pathlib
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -32,25 +31,30 @@ import rewa_jax
 from rewa_jax import deploy
 
 from .. import kit
-from . import networks
+from . import forms, networks
 from .networks import Network
 
 SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.997)
 BATCHES = (1, 256)
+# The first columns of tables.
+FIRST = ("network", "sparse in", "zeros")
 
 
 def shrink(
-  network: Network, sparsity: float, folder: pathlib.Path
+  network: Network, pruning: Mapping[str, float], folder: pathlib.Path
 ) -> tuple[Any, deploy.Compact, dict[str, Any]]:
   """Prunes a network, cuts it, writes both, and reads them again.
+
+  Args:
+    network: what is to be smaller.
+    pruning: what to prune to, a sparsity or a threshold.
+    folder: where the files go.
 
   Returns:
     The pruned variables, the smaller network, and what to report of them.
   """
   variables = dict(network.variables)
-  variables["params"], _ = rewa_jax.prune(
-    variables["params"], sparsity=sparsity
-  )
+  variables["params"], _ = rewa_jax.prune(variables["params"], **pruning)
   apply, example = network.model.apply, network.images[:2]
   small = deploy.compact(apply, variables, example)
   sizes = {
@@ -58,7 +62,8 @@ def shrink(
     "dense, gzip": len(gzip.compress(_bytes(variables))),
     "entropy bound": entropy_bound(variables),
   }
-  name = f"{network.name}_{network.sparse_in}_{sparsity}".replace(" ", "_")
+  (limit,) = pruning.items()
+  name = "_".join([network.stem, *map(str, limit)])
   for form, tree, dtype in (
     ("sparse", variables, None),
     ("compact", small.params, None),
@@ -69,16 +74,20 @@ def shrink(
     sizes[form] = path.stat().st_size
   # What counts is what is in the file.
   read = deploy.load(folder / f"{name}_compact.safetensors")
+  if forms.found("jax2onnx"):
+    one = np.asarray(network.images[:1])
+    model = forms.to_onnx(small.apply, small.params, one)
+    kit.write(folder / f"{name}_compact.onnx", model)
   wanted = jax.jit(apply)(variables, network.images)
   found = small.apply(read, network.images)
-  scale = np.abs(wanted).max()
   return (
     variables,
     small,
     {
+      "sparsity": float(rewa_jax.sparsity(variables["params"]).sparsity),
       "accuracy": network.accuracy(apply, variables),
       "accuracy of the file": network.accuracy(small.apply, read),
-      "largest difference": float(np.abs(found - wanted).max() / scale),
+      "largest difference": forms.largest_difference(found, wanted),
       "entries": _count(variables),
       "entries of compact": _count(small.params),
       "bytes": sizes,
@@ -101,63 +110,19 @@ def entropy_bound(tree: Any) -> int:
 
 def latencies(
   network: Network, variables: Any, small: deploy.Compact, turns: int
-) -> dict[str, dict[str, float]]:
-  """Returns the milliseconds of the fastest call, by the batch and the form.
-
-  All forms take turns: whatever else the machine does delays each of them.
-  """
-  apply = network.model.apply
-  sparse = jax.jit(deploy.sparse_apply(apply))
-  forms: dict[str, tuple[Callable[..., Any], Any]] = {
-    "dense": (jax.jit(apply), variables),
-    "compact": (small.apply, small.params),
-  }
-  if network.name in ("lenet300", "wide MLP"):
-    forms["BCSR"] = sparse, deploy.to_bcsr(variables)
-    forms["BCOO"] = sparse, deploy.to_bcoo(variables)
-    forms["SciPy"] = mlp, deploy.to_scipy(variables)
-    forms["compact, SciPy"] = mlp, deploy.to_scipy(small.params)
-  result = {}
+) -> dict[str, Any]:
+  """Returns milliseconds by the batch and the form, and how outputs differ."""
+  times, differences = {}, []
+  made = forms.forms(network, variables, small)
   for size in BATCHES:
     repeats = -(-size // len(network.images))
     images = np.concatenate([np.asarray(network.images)] * repeats)[:size]
-    if size > 1:
-      forms.pop("BCOO", None)  # Far slower than dense: nobody wants to wait.
-    if "SciPy" in forms and find_spec("jax2onnx"):
-      forms["compact, ONNX"] = onnx(small, images), None
-    seconds = dict.fromkeys(forms, math.inf)
-    for turn in range(-2, turns):
-      for name, (call, params) in forms.items():
-        begin = time.perf_counter()
-        jax.block_until_ready(call(params, images))
-        if turn >= 0:
-          took = time.perf_counter() - begin
-          seconds[name] = min(seconds[name], took)
-    result[str(size)] = {name: 1e3 * s for name, s in seconds.items()}
-  return result
-
-
-def onnx(small: deploy.Compact, images: np.ndarray) -> Callable[..., Any]:
-  """Returns the smaller network as onnxruntime runs it."""
-  import onnxruntime
-  from jax2onnx import to_onnx
-
-  # Traced now: the exporter replaces functions of Flax while it traces.
-  small.apply(small.params, images)
-  shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
-  model = to_onnx(lambda x: small.apply(small.params, x), [shape])
-  session = onnxruntime.InferenceSession(model.SerializeToString())
-  (given,) = session.get_inputs()
-  return lambda _, images: session.run(None, {given.name: images})[0]
-
-
-def mlp(variables: Any, images: np.ndarray) -> np.ndarray:
-  """Computes an MLP in NumPy, its kernels sparse matrices of SciPy."""
-  x = images.reshape(len(images), -1)
-  layers = [layer for _, layer in sorted(variables["params"].items())]
-  for layer in layers[:-1]:
-    x = np.maximum(x @ layer["kernel"] + layer["bias"], 0)
-  return x @ layers[-1]["kernel"] + layers[-1]["bias"]
+    calls = {name: make(images) for name, make in made.items()}
+    wanted = calls["dense"]()
+    for call in calls.values():
+      differences.append(forms.largest_difference(call(), wanted))
+    times[str(size)] = forms.milliseconds(calls, turns)
+  return {"largest difference of forms": max(differences), "ms": times}
 
 
 def _bytes(tree: Any) -> bytes:
@@ -168,31 +133,67 @@ def _count(tree: Any) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def tables(rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
-  """Returns the tables of sizes and of latencies."""
-  first = ("network", "sparse in", "zeros")
-  sizes, times = [], []
-  forms = list(dict.fromkeys(f for r in rows for f in r["ms"]["1"]))
+def tables(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+  """Returns the tables by the names of their files."""
+  return {"sizes": sizes(rows), "latency": latency(rows), "pays": pays(rows)}
+
+
+def sizes(rows: Sequence[dict[str, Any]]) -> str:
+  """Returns the table of bytes."""
+  lines = []
   for row in rows:
-    name = row["network"], row["sparse in"], f"{100 * row['sparsity']:g} %"
-    accuracy = row["accuracy"]
-    sizes.append(
-      (
-        *name,
-        "-" if accuracy is None else f"{100 * accuracy:.1f} %",
-        f"{row['entries']:,}",
-        f"{row['entries of compact']:,}",
-        *(f"{size:,}" for size in row["bytes"].values()),
-      )
-    )
+    found, counts = row["accuracy"], row["bytes"].values()
+    accuracy = "-" if found is None else f"{100 * found:.1f} %"
+    lines.append((*_first(row), accuracy, *(f"{n:,}" for n in counts)))
+  return kit.markdown((*FIRST, "accuracy", *rows[0]["bytes"]), lines)
+
+
+def latency(rows: Sequence[dict[str, Any]]) -> str:
+  """Returns the table of milliseconds."""
+  lines, ways = [], _ways(rows)
+  for row in rows:
     for batch, found in row["ms"].items():
-      cells = (f"{found[f]:.3g}" if f in found else "-" for f in forms)
-      times.append((*name, batch, *cells))
-  columns = (*first, "accuracy", "entries", "of compact")
-  return (
-    kit.markdown((*columns, *rows[0]["bytes"]), sizes),
-    kit.markdown((*first, "batch", *forms), times),
-  )
+      cells = (f"{found[w]:.3g}" if w in found else "-" for w in ways)
+      lines.append((*_first(row), batch, *cells))
+  return kit.markdown((*FIRST, "batch", *ways), lines)
+
+
+def pays(rows: Sequence[dict[str, Any]]) -> str:
+  """Returns the table of the zeros from which on a form is faster than dense.
+
+  By a tenth at least, less is noise. Beside them is how many times faster it is
+  at the most zeros.
+  """
+  networks, ways = {}, [way for way in _ways(rows) if way != "dense"]
+  for row in rows:
+    names = row["network"], row["sparse in"]
+    networks.setdefault(names, []).append(row)
+  lines = []
+  for names, of_one in networks.items():
+    for batch in rows[0]["ms"]:
+      cells = (_pays(of_one, batch, way) for way in ways)
+      lines.append((*names, batch, *cells))
+  return kit.markdown((*FIRST[:2], "batch", *ways), lines)
+
+
+def _first(row: dict[str, Any]) -> tuple[str, str, str]:
+  return row["network"], row["sparse in"], f"{100 * row['sparsity']:.3g} %"
+
+
+def _ways(rows: Sequence[dict[str, Any]]) -> list[str]:
+  return list(dict.fromkeys(way for row in rows for way in row["ms"]["1"]))
+
+
+def _pays(rows: Sequence[dict[str, Any]], batch: str, way: str) -> str:
+  times, since = [row["ms"][batch] for row in rows], None
+  if way not in times[0]:
+    return "-"
+  gains = [found["dense"] / found[way] for found in times]
+  for row, gain in zip(rows[::-1], gains[::-1]):
+    if gain < 1.1:
+      break
+    since = f"{_first(row)[2]}, {gains[-1]:.3g}x"
+  return since or "never"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -200,7 +201,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   add = parser.add_argument
   add("--data", type=pathlib.Path, help="folder of IDX files (default: digits)")
   add("--run", type=pathlib.Path, help="a run of image_classification")
-  add("--untrained", action="store_true", help="a wide MLP and ResNet-20")
+  add(
+    "--networks",
+    nargs="+",
+    choices=["lenet300", "lenet5", "convnet", *networks.UNTRAINED],
+    help="what to shrink (default: lenet300, and convnet or MNIST's lenet5)",
+  )
+  add("--weights", type=pathlib.Path, help="--out of a run that trained them")
   add("--steps", type=int, default=2500, help="of training (default: 2500)")
   add(
     "--sparsities",
@@ -209,59 +216,73 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     default=SPARSITIES,
     help="shares of kernels to prune (default: 0.9 0.95 0.98 0.99 0.997)",
   )
-  add("--turns", type=int, default=50, help="of timing (default: 50)")
+  add("--threshold", type=float, help="prune weights up to it instead")
+  add("--turns", type=int, default=20, help="of timing (default: 20)")
   args = parser.parse_args(argv)
   for name in ("steps", "turns"):
     if getattr(args, name) < 1:
       parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
   if not all(0 <= sparsity <= 1 for sparsity in args.sparsities):
     parser.error(f"--sparsities must be shares, got {args.sparsities}")
+  if args.threshold is not None and not args.threshold >= 0:
+    parser.error(f"--threshold must be at least 0, got {args.threshold}")
+  if args.networks is None:
+    args.networks = ["lenet300", "lenet5" if args.data else "convnet"]
+  if "lenet5" in args.networks and not args.data:
+    parser.error("lenet5 takes images of MNIST's size: give --data")
   return args
+
+
+def makers(args: argparse.Namespace) -> Iterator[Callable[[], Network]]:
+  """Yields a function for each network that makes it."""
+  if args.run:
+    yield partial(networks.read, args.run)
+    return
+  data = networks.load_data(args.data)
+  for name in args.networks:
+    for kind in networks.METHODS:
+      if name in networks.UNTRAINED:
+        yield partial(networks.draw, name, kind)
+      elif args.weights:
+        yield partial(networks.reread, name, kind, data, args.weights)
+      else:
+        yield partial(networks.train, name, kind, data, args.steps)
 
 
 def main(argv: Sequence[str]) -> None:
   args = parse(argv)
+  prunings = [{"sparsity": share} for share in args.sparsities]
+  if args.threshold is not None:
+    prunings = [{"threshold": args.threshold}]
   try:
-    if args.run:
-      makers = [partial(networks.read, args.run)]
-    elif args.untrained:
-      makers = [
-        partial(networks.draw, name, kind)
-        for name in ("wide MLP", "resnet20")
-        for kind in networks.METHODS
-      ]
-    else:
-      data = networks.load_data(args.data)
-      makers = [
-        partial(networks.train, name, kind, data, args.steps)
-        for name in ("lenet300", "lenet5" if args.data else "convnet")
-        for kind in networks.METHODS
-      ]
-    rows = []
-    with tqdm(total=len(makers) * len(args.sparsities), unit="network") as bar:
-      for make in makers:
+    rows, made = [], list(makers(args))
+    with tqdm(total=len(made) * len(prunings), unit="network") as bar:
+      for make in made:
         network = make()
         bar.set_description(f"{network.name}, {network.sparse_in}")
-        for sparsity in args.sparsities:
-          variables, small, report = shrink(network, sparsity, args.out)
-          rows.append(
-            {
-              "network": network.name,
-              "sparse in": network.sparse_in,
-              "sparsity": sparsity,
-              **report,
-              "ms": latencies(network, variables, small, args.turns),
-            }
-          )
+        if network.labels is not None:
+          weights = args.out / f"{network.stem}.safetensors"
+          deploy.save(weights, network.variables)
+        for pruning in prunings:
+          variables, small, report = shrink(network, pruning, args.out)
+          times = latencies(network, variables, small, args.turns)
+          first = {"network": network.name, "sparse in": network.sparse_in}
+          rows.append(first | report | times)
           bar.update()
   except (OSError, ValueError) as error:
     sys.exit(f"shrink.py: {error}")
   module = "examples.deploy.shrink"
+  others = ("onnxruntime", "sparse_dot_mkl")
   results = {
-    **kit.provenance(module, argv, "flax", "numpy", "safetensors", "scipy"),
+    **kit.provenance(
+      module,
+      argv,
+      *("flax", "numpy", "safetensors", "scipy"),
+      *filter(forms.found, others),
+    ),
     "rows": rows,
   }
-  for name, table in zip(("sizes", "latency"), tables(rows)):
+  for name, table in tables(rows).items():
     kit.write(args.out / f"{name}.md", table + kit.made_by(results))
     print(table)
   kit.write_json(args.out / "results.json", results)

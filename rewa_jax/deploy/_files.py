@@ -203,6 +203,7 @@ def _encode(
     if not np.array_equal(np.isfinite(values), np.isfinite(leaf)):
       raise ValueError(f"{name} has values that are too large for {dtype}.")
   flat = np.ascontiguousarray(values).reshape(-1)
+  # Of -0 too: powers of latents underflow to it, and it would cost a value.
   nonzero = flat != 0
   count, width = int(np.count_nonzero(nonzero)), flat.dtype.itemsize
   rows = [math.prod(leaf.shape[:axis]) for axis in range(leaf.ndim)]

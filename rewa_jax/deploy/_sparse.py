@@ -17,13 +17,17 @@ from rewa_jax.deploy._graph import Equation, flatten
 
 
 def to_bcoo(weights: Any, *, mask: "Mask | None" = kernels) -> Any:
-  """Replaces kernels of two axes by ``jax.experimental.sparse.BCOO`` matrices.
+  """Replaces kernels by ``jax.experimental.sparse.BCOO`` arrays.
+
+  Those of convolutions too, which :func:`sparse_apply` computes as products
+  with patches of the image: on a CPU these take longer than the convolution,
+  however sparse it is.
 
   Args:
     weights: a tree of weights.
-    mask: which leaves to replace, of those with two axes: a tree of bools with
-      the structure of weights or a prefix of it, a function that returns one,
-      or None for all.
+    mask: which leaves to replace, of those with two axes or more: a tree of
+      bools with the structure of weights or a prefix of it, a function that
+      returns one, or None for all.
 
   Returns:
     A tree of the same structure, for :func:`sparse_apply`.
@@ -33,24 +37,28 @@ def to_bcoo(weights: Any, *, mask: "Mask | None" = kernels) -> Any:
       them or selects nothing by name.
     TypeError: if a selected leaf is not floating point.
   """
-  return _replace(weights, mask, lambda _, x: sparse.BCOO.fromdense(x))
+  return _replace(
+    weights,
+    mask,
+    lambda _, x: sparse.BCOO.fromdense(x) if jnp.ndim(x) > 1 else x,
+  )
 
 
 def to_bcsr(weights: Any, *, mask: "Mask | None" = kernels) -> Any:
   """Replaces kernels of two axes by ``jax.experimental.sparse.BCSR`` matrices.
 
   Their rows are outputs, so that of a kernel (inputs, outputs) it is the
-  transpose: rows times columns is what JAX computes.
+  transpose: rows times columns is what JAX computes. Other kernels stay dense.
 
   Args, Returns and Raises as :func:`to_bcoo`.
   """
-  return _replace(
-    weights,
-    mask,
-    lambda path, x: sparse.BCSR.fromdense(
-      x.T if _has_outputs_last(path, x) else x
-    ),
-  )
+
+  def replace(path, x):
+    if jnp.ndim(x) != 2:
+      return x
+    return sparse.BCSR.fromdense(x.T if _has_outputs_last(path, x) else x)
+
+  return _replace(weights, mask, replace)
 
 
 def to_scipy(weights: Any, *, mask: "Mask | None" = kernels) -> Any:
@@ -69,7 +77,9 @@ def to_scipy(weights: Any, *, mask: "Mask | None" = kernels) -> Any:
     [[2. 3. 4.]]
   """
   weights = jax.tree.map(np.asarray, weights)
-  return _replace(weights, mask, lambda _, x: scipy.sparse.csr_array(x))
+  return _replace(
+    weights, mask, lambda _, x: scipy.sparse.csr_array(x) if x.ndim == 2 else x
+  )
 
 
 def sparse_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,7 +87,7 @@ def sparse_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
 
   It computes products with them as sparse ones, and everything else as it was:
   any model of linen, of NNX or of one's own, as long as its kernels go into
-  matrix products and nowhere else.
+  products and convolutions and nowhere else.
 
   Args:
     apply: a function of params and inputs, such as ``model.apply``.
@@ -168,10 +178,39 @@ def _bind(equation: Equation, *operands: Any) -> list[Any]:
       product = matrix @ columns.reshape(len(columns), -1)
       product = product.reshape(-1, *columns.shape[1:])
       return [jnp.moveaxis(product, 0, -1) if place else product]
+  if equation.primitive.name == "conv_general_dilated":
+    params = equation.params
+    groups = params["feature_group_count"], params["batch_group_count"]
+    if isinstance(matrix, sparse.BCOO) and place == 1 and groups == (1, 1):
+      return [_convolve(other, matrix, params)]
   raise ValueError(
     f"A sparse matrix goes into {equation}, but only its product with an array"
-    " is known. Leave it dense by a mask."
+    " and a convolution without groups are known. Leave it dense by a mask."
   )
+
+
+def _convolve(
+  images: jax.Array, kernel: sparse.BCOO, params: dict[str, Any]
+) -> jax.Array:
+  """Convolves as a product of a sparse kernel with patches of images."""
+  numbers = params["dimension_numbers"]
+  outputs_first = kernel.transpose(numbers.rhs_spec)
+  patches = jax.lax.conv_general_dilated_patches(
+    images,
+    outputs_first.shape[2:],
+    params["window_strides"],
+    params["padding"],
+    params["lhs_dilation"],
+    params["rhs_dilation"],
+    numbers,
+    params["precision"],
+  )
+  channel = numbers.out_spec[1]
+  matrix = outputs_first.reshape(len(outputs_first), patches.shape[channel])
+  product: Any = sparse.bcoo_dot_general(
+    patches, matrix, dimension_numbers=(((channel,), (1,)), ((), ()))
+  )
+  return jnp.moveaxis(product, -1, channel)
 
 
 def _replace(
@@ -180,9 +219,7 @@ def _replace(
   check_weights(weights)
   leaves, treedef = jax.tree_util.tree_flatten_with_path(weights)
   return treedef.unflatten(
-    replace(path_name(path), leaf)
-    if is_selected and jnp.ndim(leaf) == 2
-    else leaf
+    replace(path_name(path), leaf) if is_selected else leaf
     for is_selected, (path, leaf) in zip(selected(mask, weights), leaves)
   )
 

@@ -59,6 +59,40 @@ def test_an_nnx_model_computes_with_sparse_kernels(form):
   check_same(deploy.sparse_apply(apply)(params, images), apply(state, images))
 
 
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"padding": "SAME"},
+    {"padding": ((2, 0), (1, 3)), "strides": 2},
+    {
+      "padding": ((1, 1), (0, 2)),
+      "kernel_dilation": (1, 2),
+      "input_dilation": 2,
+    },
+  ],
+)
+def test_a_convolution_is_a_product_with_patches(options):
+  model = nn.Sequential([nn.Conv(4, (2, 3), **options), nn.relu, nn.Dense(3)])
+  images = jax.random.normal(KEY, (2, 7, 6, 3))
+  variables = sparsify(model.init(KEY, images), dead=0)
+  params = deploy.to_bcoo(variables)
+  kernel = params["params"]["layers_0"]["kernel"]
+  assert isinstance(kernel, sparse.BCOO) and kernel.shape == (2, 3, 3, 4)
+  apply = jax.jit(deploy.sparse_apply(model.apply))
+  check_same(apply(params, images), model.apply(variables, images))
+
+
+def test_kernels_of_attention_are_matrices_too():
+  model = nn.MultiHeadDotProductAttention(2, qkv_features=6)
+  variables = sparsify(model.init(KEY, X), dead=0)
+  params = deploy.to_bcoo(variables)
+  kernel = params["params"]["query"]["kernel"]
+  assert isinstance(kernel, sparse.BCOO) and kernel.shape == (8, 2, 3)
+  check_same(
+    deploy.sparse_apply(model.apply)(params, X), model.apply(variables, X)
+  )
+
+
 @pytest.mark.filterwarnings("ignore:bcsr_dot_general cpu lowering")
 @FORMS
 def test_kernels_with_outputs_first_and_of_other_types_are_known(form):
@@ -126,6 +160,16 @@ def test_what_is_no_product_with_an_array_is_named(form):
       ValueError, match=f"A sparse matrix goes into {name}, bu"
     ):
       deploy.sparse_apply(apply)(params, jnp.ones((3, 3)))
+
+
+def test_a_convolution_in_groups_is_named():
+  model = nn.Conv(4, (2, 2), feature_group_count=2)
+  images = jnp.ones((1, 4, 4, 2))
+  params = deploy.to_bcoo(model.init(KEY, images))
+  with pytest.raises(
+    ValueError, match="goes into conv_general_dilated in Conv"
+  ):
+    deploy.sparse_apply(model.apply)(params, images)
 
 
 @pytest.mark.parametrize(
