@@ -191,7 +191,10 @@ def run(task: Task, variant: str, seed: int, sparsities, advance) -> list[dict]:
 
 
 def gains(rows, column: str) -> dict[str, dict[float, tuple[float, float]]]:
-  """Returns what a variant has more than the first: mean and its error."""
+  """Returns what a variant has more than the first: mean and its error.
+
+  Seeds are compared in pairs; of one seed the error is 0.
+  """
   value = {
     (row["variant"], row["sparsity"], row["seed"]): row[column] for row in rows
   }
@@ -233,11 +236,12 @@ def table(rows) -> str:
   for variant in points:
     if variant == BASE:
       continue
-    cells = [
-      f"{100 * points[variant][s][0]:+.2f} ± {100 * points[variant][s][1]:.2f},"
-      f" {losses[variant][s][0]:+.3f}"
-      for s in sparsities
-    ]
+    cells = []
+    for s in sparsities:
+      gain, error = points[variant][s]
+      spread = f" ± {100 * error:.2f}" if error else ""
+      loss = losses[variant][s][0]
+      cells.append(f"{100 * gain:+.2f}{spread}, {loss:+.3f}")
     lines.append((variant, *cells))
   return kit.markdown(("", *(f"{s:.1%}" for s in sparsities)), lines)
 
