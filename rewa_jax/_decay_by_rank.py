@@ -264,20 +264,19 @@ def _shares(method, latents, strong):
   left, squares = map(sum, zip(*map(_number_and_squares, strong, weights)))
   level = _VANISHED * jnp.sqrt(squares / jnp.maximum(left, 1))
   gone = as_float(count([jnp.abs(x) <= level for x in weights]))
-  return (1 - left / size).astype(jnp.float32), gone / size
+  return jnp.asarray(1 - left / size, jnp.float32), gone / size
 
 
 def _number_and_squares(strong, x):
   """Returns how many decay mildly, and the sum of their squares."""
-  both = ~strong, jnp.where(strong, 0, x * x)
-  # Row by row, since float32 has no room for many.
-  rows = jax.lax.reduce(
-    (both[0].astype(x.dtype), both[1]),
+  # Row by row, since float32 has no room for many; both in one pass.
+  number, squares = jax.lax.reduce(
+    ((~strong).astype(x.dtype), jnp.where(strong, 0, x * x)),
     (x.dtype.type(0), x.dtype.type(0)),
     lambda a, b: (a[0] + b[0], a[1] + b[1]),
     range(1, x.ndim),
   )
-  return jnp.sum(rows[0]), jnp.sum(rows[1])
+  return jnp.sum(number), jnp.sum(squares)
 
 
 def _check_strength(method, high, learning_rate, begin, end, steps):

@@ -263,6 +263,13 @@ def _adopt(method, leaves, nodes):
   def adopt(nodes):
     return {i: adopt_leaf(leaves[i], node) for i, node in nodes.items()}
 
+  def adopt_if_any(nodes):
+    changes = [jnp.any(x != led_to) for _, x, led_to in leaves.values()]
+    any_change = functools.reduce(jnp.logical_or, changes, False)
+    if isinstance(any_change, Tracer):
+      return lax.cond(any_change, adopt, lambda nodes: nodes, nodes)
+    return adopt(nodes) if any_change else nodes
+
   def adopt_leaf(leaf, node):
     path, x, led_to = leaf
     values, treedef = jax.tree.flatten(node)
@@ -275,12 +282,11 @@ def _adopt(method, leaves, nodes):
       jnp.where(changed, a, y).astype(y.dtype) for a, y in zip(new, values)
     )
 
-  changes = [jnp.any(x != led_to) for _, x, led_to in leaves.values()]
-  any_change = functools.reduce(jnp.logical_or, changes, False)
-  # A root costs more than all the rest, and a cond without jit even more.
-  if isinstance(any_change, Tracer):
-    return lax.cond(any_change, adopt, lambda nodes: nodes, nodes)
-  return adopt(nodes) if any_change else nodes
+  # On a CPU a root costs more than all the rest, and a cond without jit even
+  # more. Elsewhere memory does: branches copy what they hand through.
+  if any(isinstance(x, Tracer) for x in jax.tree.leaves((leaves, nodes))):
+    return lax.platform_dependent(nodes, cpu=adopt_if_any, default=adopt)
+  return adopt_if_any(nodes)
 
 
 def _difference(new, x):

@@ -43,7 +43,8 @@ def round_stochastically(
 
   Args:
     key: a JAX PRNG key, typed or raw. ``jax.random.key(0, impl="rbg")`` draws
-      faster on TPUs; on a CPU the default, ``jax.random.key(0)``, does.
+      faster on TPUs; on a CPU the default, ``jax.random.key(0)``, does, and on
+      a GPU, where the bits of rbg go through memory.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs` whose ``update`` needs

@@ -192,6 +192,18 @@ def test_params_and_state_can_both_be_donated():
     assert jax.tree.all(jax.tree.map(lambda x: x.is_deleted(), start))
 
 
+@pytest.mark.parametrize(
+  ("platform", "waits"), [("cpu", True), ("cuda", False), ("tpu", False)]
+)
+def test_only_a_cpu_waits_for_whether_weights_were_changed(platform, waits):
+  # Elsewhere a branch costs a copy of all latents, and a GPU's host must wait.
+  params = {"kernel": jnp.ones((2, 3))}
+  solver = drop_in()
+  traced = jax.jit(solver.update).trace(params, solver.init(params), params)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  assert ("stablehlo.or" in text) == waits
+
+
 def test_scan_and_vmap_over_hyperparameters():
   params, apply = bare_setup()
 
