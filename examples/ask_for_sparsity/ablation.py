@@ -269,11 +269,14 @@ def draw(rows, title: str) -> plt.Figure:
     )
   ax.axvline(0, color="0.6", lw=0.8)
   ax.set_xscale("symlog", linthresh=1)
+  limits = ax.get_xlim()
+  ax.set_xticks([-5, -2, -1, -0.5, 0, 0.5, 1, 2])
+  ax.set_xlim(limits)
   ax.xaxis.set_major_formatter("{x:g}")
   ax.set_yticks(range(len(names)), names)
   ax.invert_yaxis()
   ax.set(xlabel=f"points of accuracy beside {BASE}", title=title)
-  ax.legend(title="zeros", frameon=False, loc="center left")
+  fig.legend(title="zeros", frameon=False, loc="outside right upper")
   ax.spines[["top", "right"]].set_visible(False)
   return fig
 

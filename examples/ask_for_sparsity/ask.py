@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 import rewa_jax
+from rewa_jax import baselines
 
 from .. import kit
 from ..compare_methods.compare import load_data
@@ -36,6 +37,8 @@ MODULE = "examples.ask_for_sparsity.ask"
 # All zeros but one weight in so many.
 COMPRESSIONS = {"lenet300": (20, 50, 120, 250), "lenet5": (200, 300, 600)}
 EPOCHS = {"lenet300": 30, "lenet5": 20}
+# The peak of the learning rate that each method wants.
+RATES = {"rewa": 0.3, "hadamard": 0.7}
 FIXED_DECAYS = tuple(float(f"{2.5e-4 * 1.7**i:.2g}") for i in range(8))
 
 
@@ -66,6 +69,12 @@ def measure(network, weights, sparsities, data) -> dict[str, jax.Array]:
   return jax.lax.map(one, (weights, sparsities))
 
 
+def method_of(args) -> rewa_jax.Method:
+  if args.method == "hadamard":
+    return baselines.HadamardDifference(2)
+  return rewa_jax.Rewa(args.k, args.m)
+
+
 def run(args, network, data, recipe, strengths, seed, advance):
   """Trains a network for every strength; returns weights on a first axis."""
   cells = [(strength, args.rate) for strength in strengths]
@@ -89,7 +98,7 @@ def measured(network, weights, sparsities, data) -> list[dict[str, Any]]:
 
 def ask(args, network, data, seed, advance) -> list[dict[str, Any]]:
   """Trains a network for every target, and measures it."""
-  recipe = Recipe(asked_for(rewa_jax.Rewa(args.k, args.m)), ())
+  recipe = Recipe(asked_for(method_of(args)), ())
   sparsities = [1 - 1 / compression for compression in args.compressions]
   weights = run(args, network, data, recipe, sparsities, seed, advance)
   rows = measured(network, weights, sparsities, data)
@@ -101,8 +110,7 @@ def ask(args, network, data, seed, advance) -> list[dict[str, Any]]:
 
 def try_decays(args, network, data, seed, advance) -> list[dict[str, Any]]:
   """Trains at every fixed weight decay, and cuts each to every target."""
-  method = rewa_jax.Rewa(args.k, args.m)
-  recipe = reparameterized(method, FIXED_DECAYS)
+  recipe = reparameterized(method_of(args), FIXED_DECAYS)
   every = run(args, network, data, recipe, FIXED_DECAYS, seed, advance)
   rows = []
   for i, decay in enumerate(FIXED_DECAYS):
@@ -193,8 +201,12 @@ def parse(argv) -> argparse.Namespace:
   add("--network", choices=tuple(NETWORKS), default="lenet300")
   add("--data", type=pathlib.Path, help="folder of IDX files (default: digits)")
   add("--epochs", type=int, help="default: 30, of LeNet-5 or digits 20")
-  add("--rate", type=float, default=0.3, help="peak of the learning rate")
-  add("--k", type=float, default=9, help="the power (default: %(default)s)")
+  text = "ReWA, or the Hadamard difference, whose weights may change sign"
+  add("--method", choices=tuple(RATES), default="rewa", help=text)
+  text = "peak of the learning rate (default: 0.3, of hadamard 0.7)"
+  add("--rate", type=float, help=text)
+  text = "ReWA's power (default: %(default)s)"
+  add("--k", type=float, default=9, help=text)
   add("--m", type=float, default=2, help="default: %(default)s")
   add(
     "--compressions",
@@ -210,6 +222,8 @@ def parse(argv) -> argparse.Namespace:
     parser.error(f"--compressions must be >= 1, got {min(args.compressions)}")
   if args.epochs is None:
     args.epochs = EPOCHS[args.network] if args.data else 20
+  if args.rate is None:
+    args.rate = RATES[args.method]
   if args.epochs < 1:
     parser.error(f"--epochs must be at least 1, got {args.epochs}")
   # Python integers have powers of their own.
@@ -222,7 +236,7 @@ def main(argv) -> None:
   args = parse(argv)
   network, data = NETWORKS[args.network](10), load_data(args.data)
   path = args.out / "results.json"
-  names = ("epochs", "rate", "k", "m", "compressions", "grid")
+  names = ("method", "epochs", "rate", "k", "m", "compressions", "grid")
   settings = {name: getattr(args, name) for name in names}
   results = {"rows": [], "fixed": []} | kit.read_json(path, settings)
   rows, fixed = results["rows"], results["fixed"]

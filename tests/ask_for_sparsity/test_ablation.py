@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -122,3 +123,11 @@ def test_what_was_trained_is_not_trained_again(tmp_path, capsys):
   with pytest.raises(SystemExit, match="of other settings"):
     ablation.main([*argv, "--epochs", "2"])
   assert (path.parent / "gains.png").exists()
+
+
+@pytest.mark.parametrize("task", ["lenet300", "text"])
+def test_the_readme_has_the_committed_gains(task):
+  folder = pathlib.Path(ablation.__file__).parent
+  path = folder / f"results/ablation/{task}/results.json"
+  rows = json.loads(path.read_text())["rows"]
+  assert ablation.table(rows) in (folder / "README.md").read_text()

@@ -51,7 +51,7 @@ def test_every_target_is_met_to_the_weight(tmp_path, capsys):
   assert "| 10x | 90.00% | 26,620 |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["lenet300", "lenet5", "fashion"])
+@pytest.mark.parametrize("name", ["lenet300", "lenet5", "fashion", "hadamard"])
 def test_the_readme_has_the_committed_tables(name):
   folder = pathlib.Path(ask.__file__).parent
   results = json.loads((folder / f"results/{name}/results.json").read_text())
