@@ -105,3 +105,12 @@ def test_ctrl_c_ends_a_program_with_a_sentence():
   assert process.returncode == 128 + signal.SIGINT
   assert process.stderr == "\nInterrupted; nothing is written.\n"
   assert not process.stdout
+
+
+def test_a_run_goes_on_from_results_of_its_own_settings_alone(tmp_path):
+  path = tmp_path / "results.json"
+  assert kit.read_json(path, {"epochs": 3}) == {}
+  kit.write_json(path, {"epochs": 3, "rows": [1]})
+  assert kit.read_json(path, {"epochs": 3})["rows"] == [1]
+  with pytest.raises(SystemExit, match="was made with epochs 3, not 4"):
+    kit.read_json(path, {"epochs": 4})

@@ -120,7 +120,7 @@ def test_what_was_trained_is_not_trained_again(tmp_path, capsys):
   ablation.main([*argv, "--seeds", "0", "1"])
   rows = json.loads(path.read_text())["rows"]
   assert rows[:2] == first and len(rows) == 4
-  with pytest.raises(SystemExit, match="of other settings"):
+  with pytest.raises(SystemExit, match="was made with epochs 1, not 2"):
     ablation.main([*argv, "--epochs", "2"])
   assert (path.parent / "gains.png").exists()
 
