@@ -34,7 +34,7 @@ from ..adamw import adamw
 from ..compare_methods.compare import load_data
 from ..compare_methods.methods import Recipe
 from ..compare_methods.networks import NETWORKS
-from ..compare_methods.training import Data, train
+from ..compare_methods.training import Data, logits_of, train
 from . import variants as v
 
 MODULE = "examples.ask_for_sparsity.ablation"
@@ -150,12 +150,7 @@ def measure(network, weights, sparsities, inputs, labels):
   def one(args):
     weights, sparsity = args
     left, _ = rewa_jax.finalize(weights, sparsity)
-    logits = jnp.concatenate(
-      [
-        network.apply(left, inputs[i : i + 1000])
-        for i in range(0, len(inputs), 1000)
-      ]
-    )
+    logits = logits_of(network, left, inputs)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return (logits.argmax(-1) == labels).mean(), loss.mean()
 

@@ -31,7 +31,7 @@ from .. import kit
 from ..compare_methods.compare import load_data
 from ..compare_methods.methods import Recipe, asked_for, reparameterized
 from ..compare_methods.networks import NETWORKS
-from ..compare_methods.training import train
+from ..compare_methods.training import logits_of, train
 
 MODULE = "examples.ask_for_sparsity.ask"
 # All zeros but one weight in so many.
@@ -47,11 +47,7 @@ def measure(network, weights, sparsities, data) -> dict[str, jax.Array]:
   """Cuts every network to its sparsity, and measures it."""
 
   def accuracy(weights, images, labels):
-    logits = [
-      network.apply(weights, images[i : i + 1000])
-      for i in range(0, len(images), 1000)
-    ]
-    return (jnp.concatenate(logits).argmax(-1) == labels).mean()
+    return (logits_of(network, weights, images).argmax(-1) == labels).mean()
 
   def one(args):
     weights, sparsity = args

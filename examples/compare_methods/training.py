@@ -218,6 +218,15 @@ def _is_count(leaf):
   return leaf.ndim == 0 and jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
+def logits_of(network: nn.Module, weights: Any, images: jax.Array) -> jax.Array:
+  """Applies a network in parts: windows of convolutions fit into memory."""
+  logits = [
+    network.apply(weights, images[i : i + 1000])
+    for i in range(0, len(images), 1000)
+  ]
+  return jnp.concatenate(logits)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def measure(
   network: nn.Module,
@@ -235,12 +244,7 @@ def measure(
 
   def one(weights, threshold):
     pruned, _ = rewa_jax.prune(weights, threshold=threshold)
-    # In parts, whose windows of convolutions fit into memory.
-    logits = [
-      network.apply(pruned, images[i : i + 1000])
-      for i in range(0, len(images), 1000)
-    ]
-    hits = jnp.concatenate(logits).argmax(-1) == labels
+    hits = logits_of(network, pruned, images).argmax(-1) == labels
     return {
       "accuracy": hits.mean(),
       "nonzero": rewa_jax.sparsity(pruned).total_nonzero,
