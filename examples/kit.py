@@ -71,7 +71,10 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, results: dict) -> None:
-  write(path, json.dumps(results, indent=1) + "\n")
+  """Writes JSON, a line for each innermost list."""
+  text = json.dumps(results, indent=1)
+  text = re.sub(r"\[[^][{}\"]*\]", lambda list: " ".join(list[0].split()), text)
+  write(path, text + "\n")
 
 
 def read_json(path: Path, settings: dict) -> dict:

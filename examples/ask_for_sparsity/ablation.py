@@ -161,7 +161,7 @@ def run(task: Task, variant: str, seed: int, sparsities, advance) -> list[dict]:
   """Trains a variant for all targets."""
   weights = train(
     task.network,
-    Recipe(task.variants[variant], ()),
+    Recipe(task.variants[variant]),
     [(s, RATES.get(variant, task.rate)) for s in sparsities],
     task.data,
     seed=seed,
@@ -169,7 +169,7 @@ def run(task: Task, variant: str, seed: int, sparsities, advance) -> list[dict]:
     pilot=None,
     advance=advance,
     batch_size=task.batch_size,
-  ).weights
+  )
   found = measure(
     task.network, weights, jnp.array(sparsities), *task.data.validation
   )

@@ -83,7 +83,7 @@ def run(args, network, data, recipe, strengths, seed, advance):
     epochs=args.epochs,
     pilot=None,
     advance=advance,
-  ).weights
+  )
 
 
 def measured(network, weights, sparsities, data) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ def measured(network, weights, sparsities, data) -> list[dict[str, Any]]:
 
 def ask(args, network, data, seed, advance) -> list[dict[str, Any]]:
   """Trains a network for every target, and measures it."""
-  recipe = Recipe(asked_for(method_of(args)), ())
+  recipe = Recipe(asked_for(method_of(args)))
   sparsities = [1 - 1 / compression for compression in args.compressions]
   weights = run(args, network, data, recipe, sparsities, seed, advance)
   rows = measured(network, weights, sparsities, data)
@@ -106,7 +106,7 @@ def ask(args, network, data, seed, advance) -> list[dict[str, Any]]:
 
 def try_decays(args, network, data, seed, advance) -> list[dict[str, Any]]:
   """Trains at every fixed weight decay, and cuts each to every target."""
-  recipe = reparameterized(method_of(args), FIXED_DECAYS)
+  recipe = reparameterized(method_of(args))
   every = run(args, network, data, recipe, FIXED_DECAYS, seed, advance)
   rows = []
   for i, decay in enumerate(FIXED_DECAYS):

@@ -1,27 +1,27 @@
 """Compares the sparsity methods of the field on one network and data set.
 
-Every method gets the same steps and batches and a grid of the same size over
-its own strength and learning rate, which trains as one compiled vmap. Every
-network of the grid is pruned at every threshold of one list, and the pair with
-the highest compression whose accuracy on validation images is at most 1, 2
-or 4 points below the dense network's is chosen. What was chosen is trained anew
-from other seeds and tested once.
+For every method a frontier: how accurate it is at every compression. A first
+stage finds its learning rate, of three and by two strengths. A second trains
+eight strengths at that rate, and two more beyond an end that turns out best, up
+to twice. Those that are best at 20, 50, 100, 200 or 400 times are trained anew
+from two other seeds. Every network is pruned to every compression of one list;
+images held back choose, test images are only reported. Then the eight best
+methods train long, with the same strengths at the rate found.
 
 Reads the IDX files of MNIST or of a data set in its format from --data, or
-takes scikit-learn's digits, enlarged to 28 x 28. Writes results.csv, table.md,
-curves.png and, for every method, a JSON, to a folder in --out for the network;
-one that holds finished methods is continued.
+takes scikit-learn's digits, enlarged to 28 x 28. Writes table.md, frontiers.csv
+and frontiers.png, and for every method a JSON of its trials, to a folder in
+--out for the network; the same command goes on where it was stopped.
 """
 
 import argparse
+import functools
 import hashlib
-import io
-import json
 import os
 import pathlib
 import re
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,19 @@ import numpy as np
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-import rewa_jax
-
 from .. import idx, kit
 from . import tables
-from .methods import METHODS
+from .frontier import (
+  COMPRESSIONS,
+  DECISIVE,
+  UNPRUNED,
+  Trial,
+  best_rate,
+  chosen_rungs,
+  ends_reached,
+  score,
+)
+from .methods import MAIN, Recipe, methods
 from .networks import NETWORKS
 from .peers import peers
 from .training import (
@@ -45,16 +53,13 @@ from .training import (
   train,
 )
 
-TOLERANCES = (0.01, 0.02, 0.04)
-THRESHOLDS = (
-  *(0.0, 1e-6, 1e-5, 1e-4, 1e-3, 2e-3, 5e-3),
-  *(1e-2, 1.5e-2, 2e-2, 3e-2, 4e-2, 5e-2, 6e-2, 7e-2, 8e-2),
-  *(0.1, 0.12, 0.15, 0.2),
-)
-GRID_SEED, FINAL_SEEDS = 0, (1, 2, 3)
-TIMED_STEPS = 100
+RUNGS, PROBES = range(8), (2, 5)
+BEYOND, EXTENSIONS = 2, 2
+RATE_SEED, SEEDS = 0, (1, 2, 3)
+BEST = 8
+EPOCHS = {"lenet300": (12, 60), "lenet5": (8, 20)}
 MODULE = "examples.compare_methods.compare"
-FAST = ("dense", "ReWA", "spred", "L1, proximal", "GMP")
+FAST = ("dense", "ReWA by rank", "ReWA", "GMP", "L1, proximal")
 
 
 def load_data(folder: pathlib.Path | None) -> Data:
@@ -80,355 +85,225 @@ def load_data(folder: pathlib.Path | None) -> Data:
   return Data(*(tuple(map(jnp.asarray, part)) for part in parts))
 
 
-def choose(
-  grid: dict[str, Any], least_accuracy: float
-) -> tuple[int, int] | None:
-  """Returns the sparsest (threshold, cell) that is accurate enough."""
-  accuracy, nonzero = map(np.array, (grid["accuracy"], grid["nonzero"]))
-  good = accuracy >= least_accuracy
-  if not good.any():
-    return None
-  nonzero = np.where(good, nonzero, np.inf)
-  # Of equally sparse ones the most accurate.
-  best = np.lexsort((-accuracy.ravel(), nonzero.ravel()))[0]
-  return divmod(int(best), accuracy.shape[1])
-
-
-def tune(network, recipe, data, epochs, pilot, advance) -> dict[str, Any]:
-  """Trains the grid, and measures it on validation images."""
-  cells = [(s, r) for s in recipe.strengths for r in recipe.rates]
-  trained = train(
-    network,
-    recipe,
-    cells,
-    data,
-    seed=GRID_SEED,
-    epochs=epochs,
-    pilot=pilot,
-    advance=advance,
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+  parser = kit.parser(__doc__, "results/compare_methods")
+  add = parser.add_argument
+  add(
+    "--network",
+    choices=tuple(NETWORKS),
+    default="lenet300",
+    help="LeNet-300-100 with every method, or LeNet-5 with the main ones"
+    " (default: %(default)s)",
   )
-  measured = measure(
-    network, trained.weights, jnp.array(THRESHOLDS), *data.validation
+  add("--data", type=pathlib.Path, help="folder of IDX files (default: digits)")
+  add(
+    "--epochs",
+    type=int,
+    nargs=2,
+    metavar=("SHORT", "LONG"),
+    help="passes over the training images, of all methods and of the best; no"
+    " long training with a 0 (default: 12 60, of LeNet-5 8 20; over digits ten"
+    " times as many)",
   )
-  steps = epochs * (len(data.train[1]) // BATCH_SIZE) * len(cells)
-  first = jax.tree.map(lambda leaf: leaf[0], trained.weights)
-  return {
-    "grid": {
-      "cells": cells,
-      "size": rewa_jax.sparsity(first).total_size,
-      **{name: values.tolist() for name, values in measured.items()},
-    },
-    "milliseconds_per_step": 1e3 * trained.seconds / steps,
-    "bytes": trained.bytes,
-    "weights": trained.weights,
-  }
+  add(
+    "--only",
+    action="append",
+    metavar="METHOD",
+    help="compare only this method; may be repeated",
+  )
+  add(
+    "--fast",
+    action="store_true",
+    help="within a minute or two: five methods, three strengths, one seed and"
+    " 15 epochs over digits or one over --data, no long training",
+  )
+  args = parser.parse_args(argv)
+  known = methods() | peers()
+  for name in args.only or ():
+    if name not in known:
+      parser.error(f"--only {name}: not one of {', '.join(known)}")
+  main = MAIN if args.network == "lenet5" else tuple(known)
+  names = args.only or (FAST if args.fast else main)
+  args.recipes = {n: known[n] for n in known if n in names or n == "dense"}
+  if args.epochs is None:
+    passes = 1 if args.data else 10
+    args.epochs = [passes * epochs for epochs in EPOCHS[args.network]]
+    if args.fast:
+      args.epochs = [1 if args.data else 15, 0]
+  if args.epochs[0] < 1 or args.epochs[1] < 0:
+    parser.error(
+      "--epochs must be at least 1 and at least 0, got"
+      f" {args.epochs[0]} and {args.epochs[1]}"
+    )
+  args.out /= args.network
+  args.argv = argv
+  args.seeds = SEEDS[:1] if args.fast else SEEDS
+  args.rungs = RUNGS[1::3] if args.fast else RUNGS
+  args.extensions = 0 if args.fast else EXTENSIONS
+  return args
 
 
-def test(
-  network, recipe, data, grid, picks, epochs, pilots, seeds, advance
-) -> list[dict[str, Any]]:
-  """Trains the chosen cells from other seeds, and measures them on test."""
-  found = {t: pick for t, pick in picks.items() if pick is not None}
-  chosen = sorted({cell for _, cell in found.values()})
-  if not chosen:
-    return []
-  cells = [grid["cells"][cell] for cell in chosen]
-  indices = sorted({threshold for threshold, _ in found.values()})
-  thresholds = jnp.array([THRESHOLDS[i] for i in indices])
-  measures = []
-  for seed in seeds:
-    trained = train(
+class Trials:
+  """The trials of a method, in a file; those that are there are not repeated.
+
+  Attributes:
+    all: the trials so far.
+  """
+
+  def __init__(self, path: pathlib.Path, settings: dict, made: dict):
+    self._path = path
+    self._content = made | settings | kit.read_json(path, settings)
+    self.all: list[Trial] = self._content.setdefault("trials", [])
+
+  def add(self, cells, seed, run: Callable[[Sequence, int], list[Trial]]):
+    """Runs the cells, pairs of rung and rate, that have no trial of a seed."""
+    there = {(t["rung"], t["rate"]) for t in self.all if t["seed"] == seed}
+    missing = [cell for cell in cells if cell not in there]
+    if missing:
+      self.all += run(missing, seed)
+      kit.write_json(self._path, self._content)
+
+  def of(self, seeds: Sequence[int]) -> list[Trial]:
+    return [trial for trial in self.all if trial["seed"] in seeds]
+
+
+def run_cells(network, recipe, data, epochs, pilot, name, cells, seed):
+  """Trains pairs of rung and rate from a seed, and measures them."""
+  strengths = [recipe.ladder(rung) for rung, _ in cells]
+  pairs = [(s, rate) for s, (_, rate) in zip(strengths, cells)]
+  title = f"{name}, seed {seed}, {len(cells)} trials"
+  with tqdm(total=epochs, desc=title, unit="epoch", leave=False) as bar:
+    if recipe.method and seed == SEEDS[0]:
+      said = describe_budgets(network, recipe, pairs, data, epochs)
+      bar.write(f"{name}: {said}")
+    weights = train(
       network,
       recipe,
-      cells,
+      pairs,
       data,
       seed=seed,
       epochs=epochs,
-      pilot=pilots.get(seed),
-      advance=advance,
+      pilot=pilot(seed) if recipe.from_pilot else None,
+      advance=bar.update,
     )
-    measured = measure(network, trained.weights, thresholds, *data.test)
-    measures.append(jax.tree.map(np.asarray, measured))
-  rows = []
-  for tolerance, (threshold, cell) in found.items():
-    at = indices.index(threshold), chosen.index(cell)
-    strength, rate = grid["cells"][cell]
-    rows.append(
-      {
-        "tolerance": tolerance,
-        "strength": strength,
-        "rate": rate,
-        "threshold": THRESHOLDS[threshold],
-        "validation_accuracy": grid["accuracy"][threshold][cell],
-        "size": grid["size"],
-        "test_accuracy": [float(m["accuracy"][at]) for m in measures],
-        "nonzero": [int(m["nonzero"][at]) for m in measures],
-        "structured": [int(m["structured"][at]) for m in measures],
-      }
-    )
-  return rows
-
-
-def train_pilots(network, recipe, data, grid, epochs, seeds, advance):
-  """Trains the most accurate dense network from every seed."""
-  cell = grid["cells"][int(np.argmax(grid["accuracy"][0]))]
-  pilots = {}
-  for seed in seeds:
-    trained = train(
-      network,
-      recipe,
-      [cell],
-      data,
-      seed=seed,
-      epochs=epochs,
-      pilot=None,
-      advance=advance,
-    )
-    pilots[seed] = jax.tree.map(lambda leaf: leaf[0], trained.weights)
-  return pilots
-
-
-def read_pilots(path, like) -> dict[int, Any]:
-  with np.load(path, allow_pickle=False) as file:
-    leaves = {name: file[name] for name in file.files}
-  treedef = jax.tree.structure(like)
-  seeds = {int(name.split("-")[0]) for name in leaves}
-  return {
-    seed: treedef.unflatten(
-      leaves[f"{seed}-{i}"] for i in range(treedef.num_leaves)
-    )
-    for seed in seeds
+  compressions = jnp.float32(COMPRESSIONS)
+  parts = {
+    "validation": measure(network, weights, compressions, *data.validation)
   }
+  # What only chooses a rate is not tested.
+  if seed != RATE_SEED:
+    parts["test"] = measure(network, weights, compressions, *data.test)
+  rounded = jax.tree.map(lambda x: np.float64(x).round(5).T.tolist(), parts)
+  return [
+    {"rung": rung, "strength": strength, "rate": rate, "seed": seed}
+    | {part: measured["accuracy"][i] for part, measured in rounded.items()}
+    | {"structured": rounded["validation"]["structured"][i]}
+    for i, ((rung, rate), strength) in enumerate(zip(cells, strengths))
+  ]
 
 
-def write_pilots(path, pilots) -> None:
-  leaves = {
-    f"{seed}-{i}": leaf
-    for seed, weights in pilots.items()
-    for i, leaf in enumerate(jax.tree.leaves(weights))
-  }
-  content = io.BytesIO()
-  np.savez(content, **leaves)
-  kit.write(path, content.getvalue())
+def search(
+  args, recipe: Recipe, trials: Trials, run, rate=None, at=DECISIVE
+) -> None:
+  """Finds a rate, if none is given, and trains what makes a frontier."""
+  if rate is None:
+    cells = [(rung, rate) for rate in recipe.rates for rung in PROBES]
+    trials.add(cells, RATE_SEED, run)
+    rate = best_rate(trials.of([RATE_SEED]), at)
+  first, *others = args.seeds
+  rungs = list(args.rungs)
+  for _ in range(1 + args.extensions):
+    trials.add([(rung, rate) for rung in rungs], first, run)
+    weakest, strongest = ends_reached(trials.of([first]), at)
+    low, high = min(rungs), max(rungs)
+    rungs += range(low - BEYOND * weakest, low)
+    rungs += range(high + 1, high + 1 + BEYOND * strongest)
+  chosen = sorted(set(chosen_rungs(trials.of([first]), at)))
+  for seed in others:
+    trials.add([(rung, rate) for rung in chosen], seed, run)
 
 
-def write_json(path: pathlib.Path, content: Any) -> None:
-  text = json.dumps(content, indent=1)
-  # A line for each innermost list, of which there are many.
-  text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
-  kit.write(path, text + "\n")
+def compare(
+  args, network, data, epochs, stage, rates=None
+) -> Iterator[tuple[str, list[Trial]]]:
+  """Yields every method and its trials of some epochs, the dense one first."""
+  digest = hashlib.sha256(np.asarray(data.train[0]).tobytes()).hexdigest()
+  made = kit.provenance(MODULE, args.argv)
+  dense, pilots = [], {}
+
+  def pilot(seed):
+    """The dense network of this seed that is most accurate unpruned."""
+    if seed not in pilots:
+      best = max(dense, key=lambda trial: trial["validation"][0])
+      cell = best["strength"], best["rate"]
+      with tqdm(total=epochs, desc="pilot", unit="epoch", leave=False) as bar:
+        weights = train(
+          *(network, args.recipes["dense"], [cell], data),
+          **{"seed": seed, "epochs": epochs, "pilot": None},
+          advance=bar.update,
+        )
+      pilots[seed] = jax.tree.map(lambda leaf: leaf[0], weights)
+    return pilots[seed]
+
+  names = tqdm([n for n in args.recipes if rates is None or n in rates])
+  for name in names:
+    names.set_description(f"{stage}, {name}")
+    recipe = args.recipes[name]
+    settings = {
+      **{"method": name, "network": args.network, "epochs": epochs},
+      **{"data": digest[:16], "batch_size": BATCH_SIZE, "clip": CLIP},
+      **{"compressions": list(COMPRESSIONS), "seeds": list(args.seeds)},
+      "rates": list(recipe.rates),
+      "strengths": [recipe.ladder(rung) for rung in args.rungs],
+    }
+    trials = Trials(args.out / stage / file_name(name), settings, made)
+    run = functools.partial(
+      run_cells, network, recipe, data, epochs, pilot, name
+    )
+    at = UNPRUNED if name == "dense" else DECISIVE
+    search(args, recipe, trials, run, rates and rates[name], at)
+    found = trials.of(args.seeds)
+    dense = dense or found
+    yield name, found
 
 
 def file_name(method: str) -> str:
   return re.sub(r"\W+", "_", method.lower()).strip("_") + ".json"
 
 
-def parse(argv) -> argparse.Namespace:
-  parser = kit.parser(__doc__, "results/compare_methods")
-  add = parser.add_argument
-  add(
-    "--network",
-    choices=tuple(METHODS),
-    default="lenet300",
-    help="LeNet-300-100 with every method, or LeNet-5 with the main ones and"
-    " a smaller grid (default: %(default)s)",
-  )
-  add("--data", type=pathlib.Path, help="folder of IDX files (default: digits)")
-  add(
-    "--epochs",
-    type=int,
-    help="passes over the training images (default: 12, with --fast 1; over"
-    " digits 100, with --fast 15)",
-  )
-  add(
-    "--only",
-    action="append",
-    metavar="METHOD",
-    help="compare only this method with the dense network; may be repeated",
-  )
-  add(
-    "--fast",
-    action="store_true",
-    help="within a minute: five methods, one final seed",
-  )
-  add(
-    "--time",
-    action="store_true",
-    help="train nothing: time the methods that --out holds anew, one right"
-    " after the other, for a column of milliseconds measured in one go",
-  )
-  args = parser.parse_args(argv)
-  known = METHODS[args.network]()
-  if args.network == "lenet300":
-    known |= peers()
-  for name in args.only or ():
-    if name not in known:
-      parser.error(f"--only {name}: not one of {', '.join(known)}")
-  names = args.only or (FAST if args.fast else known)
-  args.recipes = {
-    name: known[name] for name in known if name in names or name == "dense"
-  }
-  if args.epochs is None:
-    slow, fast = (12, 1) if args.data else (100, 15)
-    args.epochs = fast if args.fast else slow
-  if args.epochs < 1:
-    parser.error(f"--epochs must be at least 1, got {args.epochs}")
-  args.out /= args.network
-  # Timing anew is not what made the results.
-  args.argv = [word for word in argv if word != "--time"]
-  args.seeds = FINAL_SEEDS[:1] if args.fast else FINAL_SEEDS
-  return args
+def report(args, stages: dict[int, dict[str, list[Trial]]]) -> str:
+  """Writes what is there so far; returns the table."""
+  rows = tables.rows(stages, args.recipes)
+  table = tables.to_markdown(rows)
+  table += kit.made_by(kit.provenance(MODULE, args.argv))
+  kit.write_csv(args.out / "frontiers.csv", *tables.to_csv(rows))
+  kit.write(args.out / "table.md", table)
+  kit.write_figure(args.out / "frontiers.png", tables.plot(rows))
+  return table
 
 
-def compare(args, network, data) -> dict[str, Any]:
-  """Trains, chooses and tests every method that is not finished yet."""
-  digest = hashlib.sha256(np.asarray(data.train[0]).tobytes()).hexdigest()
-  common = {
-    **{"network": args.network, "epochs": args.epochs, "data": digest[:16]},
-    **{"batch_size": BATCH_SIZE, "clip": CLIP, "seeds": list(args.seeds)},
-    "thresholds": list(THRESHOLDS),
-  }
-  passes = 1 + len(args.seeds)
-  bar = tqdm(
-    total=len(args.recipes) * passes * args.epochs, unit="epoch", smoothing=0.1
-  )
-  results, pilots, reference = {}, {}, None
-  for done, (name, recipe) in enumerate(args.recipes.items(), 1):
-    bar.set_description(name)
-    settings = {
-      **common,
-      "strengths": list(recipe.strengths),
-      "rates": list(recipe.rates),
-    }
-    path = args.out / file_name(name)
-    pilot_path = args.out / "dense.npz"
-    stored = json.loads(path.read_text()) if path.exists() else {}
-    if stored.get("settings") == settings and (
-      name != "dense" or pilot_path.exists()
-    ):
-      result = stored
-    else:
-      result = {"method": name, "settings": settings}
-      result |= kit.provenance(MODULE, args.argv)
-      if recipe.method:
-        text = describe_budgets(network, recipe, data, args.epochs)
-        bar.write(f"{name}: {text}")
-      pilot = pilots.get(GRID_SEED)
-      advance = bar.update
-      tuned = tune(network, recipe, data, args.epochs, pilot, advance)
-      del tuned["weights"]
-      result |= tuned
-      if name == "dense":
-        pilots = train_pilots(
-          network,
-          recipe,
-          data,
-          result["grid"],
-          args.epochs,
-          (GRID_SEED, *args.seeds),
-          lambda: None,
-        )
-        write_pilots(pilot_path, pilots)
-        result["validation_accuracy"] = float(
-          np.max(result["grid"]["accuracy"][0])
-        )
-        result["test_accuracy"] = [
-          float(
-            measure(
-              network,
-              jax.tree.map(lambda leaf: leaf[None], pilots[seed]),
-              jnp.zeros(1),
-              *data.test,
-            )["accuracy"][0, 0]
-          )
-          for seed in args.seeds
-        ]
-      least = (reference or result)["validation_accuracy"]
-      picks = {t: choose(result["grid"], least - t) for t in TOLERANCES}
-      result["chosen"] = test(
-        network,
-        recipe,
-        data,
-        result["grid"],
-        picks,
-        args.epochs,
-        pilots,
-        args.seeds,
-        advance,
-      )
-      write_json(path, result)
-    if name == "dense":
-      reference = result
-      if not pilots:
-        like = jax.eval_shape(
-          network.init, jax.random.key(0), data.train[0][:1]
-        )
-        pilots = read_pilots(pilot_path, like)
-    results[name] = result
-    bar.update(done * passes * args.epochs - bar.n)
-  bar.close()
-  return results
-
-
-def time_again(args, network, data) -> dict[str, Any]:
-  """Times the first steps of finished methods, one right after the other."""
-  paths = {name: args.out / file_name(name) for name in args.recipes}
-  results = {
-    name: json.loads(path.read_text())
-    for name, path in paths.items()
-    if path.exists()
-  }
-  if "dense" not in results:
-    sys.exit(f"--time: {args.out} holds no finished comparison")
-  images, labels = data.train
-  steps = min(TIMED_STEPS, len(labels) // BATCH_SIZE)
-  part = steps * BATCH_SIZE
-  data = data._replace(train=(images[:part], labels[:part]))
-  pilot = network.init(jax.random.key(0), images[:1])
-  # Schedules of the whole run: in a short one GMP would sort all the time.
-  planned = args.epochs * (len(labels) // BATCH_SIZE) // steps
-  for name, result in tqdm(results.items()):
-    recipe = args.recipes[name]
-    cells = [(s, r) for s in recipe.strengths for r in recipe.rates]
-    trained = train(
-      network,
-      recipe,
-      cells,
-      data,
-      seed=GRID_SEED,
-      epochs=1,
-      pilot=pilot,
-      advance=lambda: None,
-      planned_epochs=planned,
-    )
-    seconds = trained.seconds / steps / len(cells)
-    result["milliseconds_per_step"] = 1e3 * seconds
-    write_json(paths[name], result)
-  return results
-
-
-def main(argv) -> None:
+def main(argv: Sequence[str]) -> None:
   args = parse(argv)
   data = load_data(args.data)
   network = NETWORKS[args.network](int(data.train[1].max()) + 1)
-  results = (time_again if args.time else compare)(args, network, data)
-  reference = results["dense"]
-  dense = float(np.mean(reference["test_accuracy"]))
-  epochs = reference["settings"]["epochs"]
-  table = tables.to_markdown(results, dense)
-  table += kit.made_by(kit.provenance(MODULE, args.argv))
-  seeds = len(reference["test_accuracy"])
-  title = f"{args.network}, {epochs} epochs, mean of {seeds} runs"
-  rows = tables.rows(results)
-  cells = [list(row.values()) for row in rows]
-  kit.write_csv(args.out / "results.csv", tables.COLUMNS, cells)
-  kit.write(args.out / "table.md", table)
-  kit.write_figure(args.out / "curves.png", tables.plot(rows, dense, title))
+  short, long = args.epochs
+  stages: dict[int, dict[str, list[Trial]]] = {short: {}}
+  for name, trials in compare(args, network, data, short, "short"):
+    stages[short][name] = trials
+    table = report(args, stages)
+  if long:
+    rivals = {n: score(t) for n, t in stages[short].items() if n != "dense"}
+    best = ["dense", *sorted(rivals, key=rivals.get)[-BEST:]]
+    rates = {name: stages[short][name][0]["rate"] for name in best}
+    stages[long] = {}
+    for name, trials in compare(args, network, data, long, "long", rates):
+      stages[long][name] = trials
+      table = report(args, stages)
   print(f"{table}Written to {args.out}.")
 
 
 if __name__ == "__main__":
   # A device for every core: elementwise work of one device keeps to one core.
   jax.config.update("jax_num_cpu_devices", os.cpu_count())
-  kit.leave_on_ctrl_c("the same command goes on after the last method.")
+  kit.leave_on_ctrl_c("the same command goes on after the last trials.")
   main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Every method of the comparison, and the grid it is tuned on."""
+"""Every method of the comparison, and what its strength is tuned over."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -47,82 +47,74 @@ class Recipe(NamedTuple):
 
   Attributes:
     setting: makes a setting of a strength, traced, and a run.
-    strengths: what the strength is tuned over.
+    ladder: strengths by their rung, an integer: 0 and above, and below where
+      those turn out to be too strong. None where no strength is tuned.
     rates: what the peak of the learning rate is tuned over.
     from_pilot: whether training starts at the pilot, not at drawn weights.
     method: whose latents the strength decays; None where it does not.
   """
 
   setting: Callable[[jax.Array, Run], Setting]
-  strengths: Sequence[float]
-  rates: Sequence[float] = (0.2, 0.4)
+  ladder: Callable[[int], float] | None = None
+  rates: Sequence[float] = (0.1, 0.2, 0.4)
   from_pilot: bool = False
   method: rewa_jax.Method | None = None
 
 
-def spread(highest: float, factor: float = 2.0) -> tuple[float, ...]:
-  """Returns four strengths up to the highest, evenly spread in logarithm."""
-  return tuple(float(f"{highest / factor**i:.2g}") for i in (3, 2, 1, 0))
+def times(first: float, factor: float = 2.0) -> Callable[[int], float]:
+  """A ladder whose rungs are a factor apart."""
+  return lambda rung: float(f"{first * factor**rung:.3g}")
+
+
+def kept(first: float) -> Callable[[int], float]:
+  """A ladder of sparsities: the share that is kept halves from rung to rung."""
+  return lambda rung: 1 - min(first / 2**rung, 1.0)
 
 
 def on_latents(
-  method: rewa_jax.Method, run: Run, weight_decay, momentum=MOMENTUM
+  method: rewa_jax.Method, run: Run, momentum=MOMENTUM, **decay
 ) -> Setting:
   """Trains latents, at first those of the drawn weights."""
   return Setting(
-    rewa_jax.sgd(
-      run.schedule, method, weight_decay=weight_decay, momentum=momentum
-    ),
+    rewa_jax.sgd(run.schedule, method, momentum=momentum, **decay),
     lambda key, weights: method.to_latents(weights),
     lambda latents, state: method.to_weights(latents),
   )
 
 
-def reparameterized(method, strengths, *, decay=1.0, **others) -> Recipe:
+def reparameterized(method, ladder=None, *, decay=1.0, **others) -> Recipe:
   """A method; strengths are as published, times decay they are weight decay."""
 
   def setting(strength, run):
-    return on_latents(method, run, decay * strength)
+    return on_latents(method, run, weight_decay=decay * strength)
 
-  return Recipe(setting, strengths, method=method, **others)
+  return Recipe(setting, ladder, method=method, **others)
 
 
 def asked_for(method):
   """A setting whose strength is the sparsity to end with."""
-
-  def setting(sparsity, run):
-    optimizer = rewa_jax.sgd(
-      run.schedule,
-      method,
-      sparsity=sparsity,
-      steps=run.steps,
-      momentum=MOMENTUM,
-    )
-    return Setting(
-      optimizer,
-      lambda key, weights: method.to_latents(weights),
-      lambda latents, state: method.to_weights(latents),
-    )
-
-  return setting
+  return lambda sparsity, run: on_latents(
+    method, run, sparsity=sparsity, steps=run.steps
+  )
 
 
-def factorized(depth, strengths, *, decay, corrected, rates) -> Recipe:
+def factorized(depth, ladder, *, corrected, rates) -> Recipe:
   """Deep weight factorization as published: its start, and no momentum."""
   method = baselines.deep_weight_factorization(depth)
 
   def setting(strength, run):
-    setting = on_latents(method, run, decay * strength, momentum=None)
+    decay = 2 / depth * strength
+    setting = on_latents(method, run, momentum=None, weight_decay=decay)
     return setting._replace(
       to_params=lambda key, weights: baselines.draw_factors(
         key, weights, method, corrected=corrected
       )
     )
 
-  return Recipe(setting, strengths, rates, method=method)
+  return Recipe(setting, ladder, rates, method=method)
 
 
-def proximal(penalty, strengths, **others) -> Recipe:
+def proximal(penalty, ladder, **others) -> Recipe:
   """A penalty with a proximal step; it is made of a strength and a pilot."""
 
   def setting(strength, run):
@@ -132,10 +124,10 @@ def proximal(penalty, strengths, **others) -> Recipe:
       )
     )
 
-  return Recipe(setting, strengths, **others)
+  return Recipe(setting, ladder, **others)
 
 
-def added(gradient, strengths, **others) -> Recipe:
+def added(gradient, ladder, **others) -> Recipe:
   """A penalty whose gradient is added outside the momentum."""
 
   def setting(strength, run):
@@ -147,7 +139,7 @@ def added(gradient, strengths, **others) -> Recipe:
       )
     )
 
-  return Recipe(setting, strengths, **others)
+  return Recipe(setting, ladder, **others)
 
 
 def decay_kernels(decay):
@@ -156,7 +148,8 @@ def decay_kernels(decay):
 
 def power_propagation(alpha, run) -> Setting:
   """PowerPropagation as published: without weight decay."""
-  return on_latents(baselines.PowerPropagation(alpha), run, weight_decay=0.0)
+  method = baselines.PowerPropagation(alpha)
+  return on_latents(method, run, weight_decay=0.0)
 
 
 def gradual_pruning(sparsity, run) -> Setting:
@@ -173,86 +166,75 @@ def gradual_pruning(sparsity, run) -> Setting:
   )
 
 
-def lenet300_methods() -> dict[str, Recipe]:
+def methods() -> dict[str, Recipe]:
+  """Returns the recipes by name, those that most ask for first.
+
+  Dense networks are what the others are measured by, tuned unpruned; one-shot
+  pruning takes those that are best when they are pruned.
+  """
   channels = "output"
+  rewa, difference = rewa_jax.Rewa(9, 2), baselines.HadamardDifference(2)
+  by_rank, high = kept(0.08), (0.4, 0.8, 1.6)
+  dense = added(decay_kernels, times(1e-4))
   return {
-    "dense": added(decay_kernels, (0.0, 3e-4, 1e-3, 3e-3)),
-    "ReWA": reparameterized(
-      rewa_jax.Rewa(9, 2), spread(0.004), rates=(0.3, 0.6)
+    "dense": dense,
+    "ReWA by rank": Recipe(asked_for(rewa), by_rank, rates=(0.2, 0.4, 0.8)),
+    "ReWA": reparameterized(rewa, times(2.5e-4, 1.6), rates=(0.15, 0.3, 0.6)),
+    "GMP": Recipe(gradual_pruning, by_rank),
+    "L1, proximal": proximal(lambda s, _: baselines.L1(s), times(4e-4, 1.7)),
+    "one-shot": dense,
+    "Hadamard difference": reparameterized(
+      difference, times(5e-4, 1.7), decay=2.0, rates=(0.25, 0.5, 1.0)
     ),
-    "ReWA by rank": Recipe(
-      asked_for(rewa_jax.Rewa(9, 2)), (0.98, 0.99, 0.995, 0.9975)
+    "Hadamard difference by rank": Recipe(
+      asked_for(difference), by_rank, rates=(0.25, 0.5, 1.0)
     ),
-    "L1, proximal": proximal(lambda s, _: baselines.L1(s), spread(0.005, 1.7)),
-    "spred": reparameterized(
-      baselines.spred(), spread(0.005, 1.7), rates=(0.6, 1.5)
+    "spred": reparameterized(baselines.spred(), times(6e-4, 1.7), rates=high),
+    "adaptive lasso": proximal(
+      lambda s, pilot: baselines.AdaptiveL1(s, pilot, delta=1e-3),
+      times(6e-5),
+      from_pilot=True,
     ),
-    "DWF, D = 3": factorized(
-      3, spread(4e-4), decay=2 / 3, corrected=False, rates=(1.0, 3.0)
-    ),
-    "DWF, D = 3, corrected start": factorized(
-      3, spread(6e-4), decay=2 / 3, corrected=True, rates=(2.0, 5.0)
-    ),
-    "DWF, D = 4, corrected start": factorized(
-      4, spread(4e-4), decay=2 / 4, corrected=True, rates=(2.0, 5.0)
-    ),
-    "GMP": Recipe(gradual_pruning, (0.97, 0.98, 0.987, 0.992)),
     "lp, clipped gradient": added(
       lambda s: baselines.add_clipped_lp(s, p=0.5, clip=0.02),
-      spread(0.002, 1.7),
+      times(2e-4, 1.7),
+    ),
+    "DWF, D = 3, corrected start": factorized(
+      3, times(5e-5), corrected=True, rates=(1.5, 3.0, 6.0)
+    ),
+    "MCP": proximal(lambda s, _: baselines.MCP(s), times(3e-3, 1.7)),
+    "STR": reparameterized(baselines.SoftThreshold(-5.0), times(2e-3)),
+    "untied power, K = 4": reparameterized(
+      baselines.deep_weight_factorization(4), times(1.2e-4), rates=high
+    ),
+    "SCAD": proximal(lambda s, _: baselines.SCAD(s), times(3e-3, 1.7)),
+    "PowerPropagation": Recipe(
+      power_propagation, lambda rung: 1 + 0.5 * 1.4**rung
+    ),
+    "L1, subgradient": added(baselines.add_l1_subgradient, times(4e-4, 1.7)),
+    "DWF, D = 3": factorized(
+      3, times(5e-5), corrected=False, rates=(0.8, 1.5, 3.0)
+    ),
+    "DWF, D = 4, corrected start": factorized(
+      4, times(5e-5), corrected=True, rates=(1.5, 3.0, 6.0)
     ),
     "ReWA in groups": reparameterized(
-      baselines.GroupedRewa(9, channels, 2), spread(0.08)
+      baselines.GroupedRewa(9, channels, 2), times(5e-3)
     ),
     "group lasso": proximal(
-      lambda s, _: baselines.GroupL1(s, channels), spread(0.04)
+      lambda s, _: baselines.GroupL1(s, channels), times(2.5e-3)
     ),
     "grouped Hadamard": reparameterized(
-      baselines.Gated(channels), spread(0.04), rates=(0.2, 0.5)
+      baselines.Gated(channels), times(2.5e-3), rates=(0.15, 0.3, 0.6)
     ),
     "D-Gating, D = 3": reparameterized(
       baselines.Gated(channels, 3),
-      spread(0.06),
+      times(4e-3),
       decay=2 / 3,
-      rates=(0.2, 0.5),
+      rates=(0.15, 0.3, 0.6),
     ),
-    "Hadamard difference": reparameterized(
-      baselines.HadamardDifference(2),
-      spread(0.005, 1.7),
-      decay=2.0,
-      rates=(0.5, 1.0),
-    ),
-    "untied power, K = 4": reparameterized(
-      baselines.deep_weight_factorization(4), spread(0.002), rates=(0.6, 1.5)
-    ),
-    "PowerPropagation": Recipe(power_propagation, (1.5, 2.0, 3.0, 4.0)),
-    "L1, subgradient": added(baselines.add_l1_subgradient, spread(0.005, 1.7)),
-    "MCP": proximal(lambda s, _: baselines.MCP(s), spread(0.03, 1.7)),
-    "SCAD": proximal(lambda s, _: baselines.SCAD(s), spread(0.03, 1.7)),
-    "adaptive lasso": proximal(
-      lambda s, pilot: baselines.AdaptiveL1(s, pilot, delta=1e-3),
-      spread(1e-3),
-      from_pilot=True,
-    ),
-    "STR": reparameterized(baselines.SoftThreshold(-5.0), spread(0.03)),
   }
 
 
-def lenet5_methods() -> dict[str, Recipe]:
-  return {
-    "dense": added(decay_kernels, (0.0, 3e-4, 1e-3), rates=(0.1, 0.2)),
-    "ReWA": reparameterized(
-      rewa_jax.Rewa(9, 2), (1e-3, 2e-3, 4e-3), rates=(0.3, 0.6)
-    ),
-    "L1, proximal": proximal(lambda s, _: baselines.L1(s), (1e-3, 2e-3, 4e-3)),
-    "spred": reparameterized(
-      baselines.spred(), (1e-3, 2e-3, 4e-3), rates=(0.8, 1.5)
-    ),
-    "DWF, D = 3, corrected start": factorized(
-      3, (2e-4, 4e-4, 8e-4), decay=2 / 3, corrected=True, rates=(3.0, 6.0)
-    ),
-    "GMP": Recipe(gradual_pruning, (0.985, 0.992, 0.996)),
-  }
-
-
-METHODS = {"lenet300": lenet300_methods, "lenet5": lenet5_methods}
+# Those that are compared where training takes long.
+MAIN = tuple(methods())[:12]

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .methods import MOMENTUM, Recipe, Setting
+from .methods import MOMENTUM, Recipe, Setting, kept
 
-SPARSITIES = (0.96, 0.98, 0.987, 0.992)
+LADDER = kept(0.08)
 
 
 def peers() -> dict[str, Recipe]:
@@ -22,8 +22,8 @@ def peers() -> dict[str, Recipe]:
     return {}
   jax.tree_map = _tree_map
   return {
-    "JaxPruner, magnitude": Recipe(_magnitude, SPARSITIES),
-    "JaxPruner, RigL": Recipe(_rigl, SPARSITIES),
+    "JaxPruner, magnitude": Recipe(_magnitude, LADDER),
+    "JaxPruner, RigL": Recipe(_rigl, LADDER),
   }
 
 
@@ -78,16 +78,15 @@ def _erk(params, sparsity):
   """The Erdos-Renyi kernel distribution over layers, of a traced sparsity."""
   from jaxpruner import sparsity_distributions
 
-  # It computes with Python numbers alone, so it does for all of the grid.
+  # It computes with Python numbers alone: between rungs by interpolation.
+  shares = [LADDER(rung) for rung in range(-3, 16)]
   layers = [
     sparsity_distributions.erk(
-      params, s, filter_fn=sparsity_distributions.KERNEL_FILTER_FN
+      params, share, filter_fn=sparsity_distributions.KERNEL_FILTER_FN
     )
-    for s in SPARSITIES
+    for share in shares
   ]
   return jax.tree.map(
-    lambda *values: jnp.interp(
-      sparsity, jnp.array(SPARSITIES), jnp.array(values)
-    ),
+    lambda *values: jnp.interp(sparsity, jnp.array(shares), jnp.array(values)),
     *layers,
   )

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,20 +29,6 @@ class Data(NamedTuple):
   test: tuple[jax.Array, jax.Array]
 
 
-class Trained(NamedTuple):
-  """What came of training.
-
-  Attributes:
-    weights: a tree with a leading axis of models.
-    seconds: of training, without compilation.
-    bytes: held for one model by what is trained and the optimizer's state.
-  """
-
-  weights: Any
-  seconds: float
-  bytes: int
-
-
 def setting_of(
   recipe: Recipe,
   strength: jax.typing.ArrayLike,
@@ -64,17 +49,18 @@ def setting_of(
 
 
 def describe_budgets(
-  network: nn.Module, recipe: Recipe, data: Data, epochs: int
+  network: nn.Module,
+  recipe: Recipe,
+  cells: Sequence[tuple[float, float]],
+  data: Data,
+  epochs: int,
 ) -> str:
-  """Says how far decay alone goes in the weakest and the strongest cell."""
+  """Says how far decay alone goes in the cells, pairs of strength and rate."""
   steps = epochs * (len(data.train[1]) // BATCH_SIZE)
-  strongest = max(recipe.strengths)
+  strongest = max(strength for strength, _ in cells)
   weights = jax.eval_shape(network.init, jax.random.key(0), data.train[0][:1])
   budgets = []
-  for strength, rate in (
-    (min(recipe.strengths), min(recipe.rates)),
-    (strongest, max(recipe.rates)),
-  ):
+  for strength, rate in cells:
     setting = setting_of(recipe, strength, rate, steps, pilot=None)
     params = jax.eval_shape(setting.to_params, jax.random.key(0), weights)
     budgets.append(
@@ -86,7 +72,7 @@ def describe_budgets(
     budgets,
     lambda factor: (
       f"a strength of {factor * strongest:.2g} or"
-      f" --epochs {math.ceil(factor * epochs)}"
+      f" {math.ceil(factor * epochs)} epochs"
     ),
   )
 
@@ -101,9 +87,8 @@ def train(
   epochs: int,
   pilot: Any,
   advance,
-  planned_epochs: int | None = None,
   batch_size: int = BATCH_SIZE,
-) -> Trained:
+) -> Any:
   """Trains one model for each cell, a strength and a rate, on equal batches.
 
   Args:
@@ -115,15 +100,14 @@ def train(
     epochs: passes over the training data.
     pilot: the weights of the dense network of this seed, or None.
     advance: called after each epoch.
-    planned_epochs: those that schedules are made for, if not all are trained.
     batch_size: images a step.
 
   Returns:
-    The weights, and what they took.
+    Their weights, a tree with a leading axis of models.
   """
   images, labels = data.train
   per_epoch = len(labels) // batch_size
-  steps = (planned_epochs or epochs) * per_epoch
+  steps = epochs * per_epoch
   init_key, params_key = jax.random.split(jax.random.key(seed))
 
   def start(strength, rate):
@@ -180,7 +164,6 @@ def train(
   carry = jax.jit(jax.vmap(start, out_axes=axes), out_shardings=shardings)(
     strengths, rates
   )
-  size = sum(leaf.nbytes for leaf in jax.tree.leaves(carry)) // len(cells)
   advance_epoch = jax.jit(
     jax.vmap(
       train_epoch,
@@ -191,16 +174,11 @@ def train(
     out_shardings=shardings,
   )
   random = np.random.default_rng(seed)
-  compiled, seconds = None, 0.0
   for _ in range(epochs):
     order = random.permutation(len(labels))[: per_epoch * batch_size]
     batches = order.reshape(per_epoch, batch_size)
-    args = carry, strengths, rates, images, labels, batches
-    if compiled is None:
-      compiled = advance_epoch.lower(*args).compile()
-    begin = time.perf_counter()
-    carry = jax.block_until_ready(compiled(*args))
-    seconds += time.perf_counter() - begin
+    carry = advance_epoch(carry, strengths, rates, images, labels, batches)
+    jax.block_until_ready(carry)
     advance()
 
   def weights_of(strength, rate, carry):
@@ -210,8 +188,7 @@ def train(
 
   weights_of = jax.jit(jax.vmap(weights_of, in_axes=(0, 0, axes)))
   weights = weights_of(strengths, rates, carry)
-  weights = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], weights)
-  return Trained(weights, seconds, size)
+  return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], weights)
 
 
 def _is_count(leaf):
@@ -231,28 +208,27 @@ def logits_of(network: nn.Module, weights: Any, images: jax.Array) -> jax.Array:
 def measure(
   network: nn.Module,
   weights: Any,
-  thresholds: jax.Array,
+  compressions: jax.Array,
   images: jax.Array,
   labels: jax.Array,
 ) -> dict[str, jax.Array]:
-  """Prunes every model at every threshold, and measures what is left.
+  """Prunes every model to every compression, and measures what is left.
 
   Returns:
-    Arrays of shape (thresholds, models): accuracy, nonzero weights, and the
-    weights of the network without its empty rows and columns.
+    Arrays of shape (compressions, models): accuracy, and the compression of the
+    network without its empty rows and columns.
   """
 
-  def one(weights, threshold):
-    pruned, _ = rewa_jax.prune(weights, threshold=threshold)
+  def one(weights, compression):
+    pruned, _ = rewa_jax.prune(weights, sparsity=1 - 1 / compression)
     hits = logits_of(network, pruned, images).argmax(-1) == labels
-    return {
-      "accuracy": hits.mean(),
-      "nonzero": rewa_jax.sparsity(pruned).total_nonzero,
-      "structured": structured_size(pruned),
-    }
+    size = rewa_jax.sparsity(pruned).total_size
+    structured = size / jnp.maximum(structured_size(pruned), 1)
+    return {"accuracy": hits.mean(), "structured": structured}
 
   return jax.lax.map(
-    lambda threshold: jax.vmap(one, (0, None))(weights, threshold), thresholds
+    lambda compression: jax.vmap(one, (0, None))(weights, compression),
+    compressions,
   )
 
 

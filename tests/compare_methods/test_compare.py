@@ -10,28 +10,9 @@ import numpy as np
 import pytest
 
 from examples.compare_methods import compare, methods, tables, training
-from examples.compare_methods.networks import LeNet300
 
 # Of each kind of method one: latents, penalties, and a state that prunes.
 QUICK = ("ReWA", "L1, proximal", "GMP")
-GRID = {
-  # A row for each threshold, a column for each cell.
-  "accuracy": [[0.98, 0.97], [0.97, 0.97], [0.90, 0.95]],
-  "nonzero": [[100, 50], [20, 50], [10, 5]],
-}
-
-
-@pytest.mark.parametrize(
-  ("least", "pick"),
-  [(0.975, (0, 0)), (0.97, (1, 0)), (0.95, (2, 1)), (0.99, None)],
-)
-def test_the_sparsest_of_the_accurate_is_chosen(least, pick):
-  assert compare.choose(GRID, least) == pick
-
-
-def test_of_equally_sparse_networks_the_most_accurate_is_chosen():
-  grid = {"accuracy": [[0.96, 0.98, 0.97]], "nonzero": [[7, 7, 7]]}
-  assert compare.choose(grid, 0.95) == (0, 1)
 
 
 def test_whole_channels_count_as_long_as_one_weight_is_left():
@@ -60,17 +41,17 @@ def tiny_data(count=256):
   "name",
   [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in methods.METHODS["lenet300"]()
+    for name in methods.methods()
   ],
 )
 def test_every_method_trains_all_its_cells_at_once(name):
-  method = methods.METHODS["lenet300"]()[name]
+  method = methods.methods()[name]
   data = tiny_data()
   network = Tiny()
   pilot = network.init(jax.random.key(0), data.train[0][:1])
-  cells = [(s, 0.1) for s in method.strengths[:2]]
+  cells = [(method.ladder(rung), 0.1) for rung in (0, 2)]
   done = []
-  trained = training.train(
+  weights = training.train(
     network,
     method,
     cells,
@@ -81,129 +62,181 @@ def test_every_method_trains_all_its_cells_at_once(name):
     advance=lambda: done.append(1),
   )
   assert len(done) == 2
-  assert jax.tree.structure(trained.weights) == jax.tree.structure(pilot)
-  kernel = trained.weights["params"]["Dense_0"]["kernel"]
+  assert jax.tree.structure(weights) == jax.tree.structure(pilot)
+  kernel = weights["params"]["Dense_0"]["kernel"]
   assert kernel.shape == (2, 64, 4)
   assert jnp.isfinite(kernel).all()
   assert not jnp.array_equal(kernel[0], kernel[1])
   measured = training.measure(
-    network, trained.weights, jnp.array([0.0, 1e9]), *data.test
+    network, weights, jnp.array([1.0, 268.0]), *data.test
   )
-  assert measured["nonzero"].shape == (2, 2)
-  assert (measured["nonzero"][1] == 0).all()
+  assert measured["accuracy"].shape == (2, 2)
+  # Of 268 weights one is left, and with it one row and column of one kernel.
+  np.testing.assert_allclose(measured["structured"][1], 268)
 
 
-def budgets_said(name, epochs):
-  recipe = methods.METHODS["lenet300"]()[name]
+def test_a_network_is_measured_as_it_is_when_pruned_exactly():
+  data = tiny_data(64)
+  network = Tiny()
+  weights = network.init(jax.random.key(0), data.test[0])
+  stacked = jax.tree.map(lambda leaf: leaf[None], weights)
+  measured = training.measure(
+    network, stacked, jnp.array([1.0, 4.0]), *data.test
+  )
+  kernels = [weights["params"][f"Dense_{i}"]["kernel"] for i in (0, 1)]
+  sizes = np.sort(np.abs(np.concatenate([k.ravel() for k in kernels])))
+  least = sizes[-len(sizes) // 4]
+  cut = jax.tree.map(lambda x: jnp.where(abs(x) < least, 0, x), weights)
+  for i, expected in enumerate((weights, cut)):
+    hits = network.apply(expected, data.test[0]).argmax(-1) == data.test[1]
+    np.testing.assert_allclose(measured["accuracy"][i, 0], hits.mean())
+
+
+def budgets_said(name, epochs, highest):
+  recipe = methods.methods()[name]
+  cells = [(recipe.ladder(0), recipe.rates[0])]
+  cells.append((recipe.ladder(highest), recipe.rates[-1]))
   # The steps of an epoch of MNIST.
   data = tiny_data()._replace(train=(jnp.ones((1, 8, 8)), np.ones(55_000)))
-  return training.describe_budgets(Tiny(), recipe, data, epochs)
+  return training.describe_budgets(Tiny(), recipe, cells, data, epochs)
 
 
 @pytest.mark.parametrize(
-  ("name", "epochs", "said"),
+  ("name", "epochs", "highest", "said"),
   [
     # Without gradients: k times strength times the sum of rates.
-    ("ReWA", 12, "decay budgets 3.5 to 55.6, .* weak end of this grid will"),
-    ("spred", 12, "decay budgets 3.1 to 38.7, .* weak end"),
-    (
-      "ReWA",
-      1,
-      "warning: .* a strength of 0.013 or --epochs 4 for a budget of",
-    ),
-    ("DWF, D = 3", 12, "warning: decay budgets 0.3 to 6.2, .* strength of 0.0"),
+    ("ReWA", 12, 7, r"decay budgets 0.9 to 9\d\..*, .* weak end of this grid"),
+    ("spred", 1, 3, "warning: .* a strength of 0.0.. or 8 epochs for a budget"),
   ],
 )
 def test_methods_whose_strength_is_a_decay_say_how_far_it_goes(
-  name, epochs, said
+  name, epochs, highest, said
 ):
-  assert re.match(said, budgets_said(name, epochs))
+  assert re.match(said, budgets_said(name, epochs, highest))
 
 
-def test_the_program_says_so_before_it_trains(tmp_path, monkeypatch, capsys):
-  def interrupted(*args):
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(compare, "tune", interrupted)
-  argv = ["--fast", "--out", str(tmp_path)]
-  args = compare.parse(argv)
-  args.recipes = {"ReWA": args.recipes["ReWA"]}
-  with pytest.raises(KeyboardInterrupt):
-    compare.compare(args, Tiny(), tiny_data())
-  assert "ReWA: warning: decay budgets" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("network", methods.METHODS)
-def test_other_methods_have_no_decay_budget(network):
-  known = methods.METHODS[network]()
+def test_other_methods_have_no_decay_budget():
+  known = methods.methods()
   without = {name for name, recipe in known.items() if recipe.method is None}
-  assert {"dense", "L1, proximal", "GMP"} <= without
+  assert {"dense", "L1, proximal", "GMP", "ReWA by rank"} <= without
   assert not without & {"ReWA", "spred", "DWF, D = 3, corrected start"}
+
+
+def test_ladders_go_on_in_both_directions():
+  for name, recipe in methods.methods().items():
+    rungs = [recipe.ladder(rung) for rung in range(-4, 12)]
+    assert rungs == sorted(rungs), name
+    assert len(set(rungs)) >= 15, name
+
+
+def invented(best, seed=1):
+  """Returns what trials find where one rung is best at every compression."""
+
+  def run(cells, seed):
+    return [
+      {"rung": rung, "rate": rate, "seed": seed, "strength": rung}
+      | {"validation": [1 - 0.01 * abs(rung - b) - rate for b in best]}
+      for rung, rate in cells
+    ]
+
+  return run
+
+
+def best_at(weak, strong):
+  count = len(compare.COMPRESSIONS)
+  return np.linspace(weak, strong, count)
+
+
+def search(tmp_path, best, **changed):
+  args = compare.parse(["--out", str(tmp_path)])
+  for name, value in changed.items():
+    setattr(args, name, value)
+  recipe = methods.methods()["L1, proximal"]
+  trials = compare.Trials(tmp_path / "trials.json", {}, {})
+  compare.search(args, recipe, trials, invented(best))
+  return trials.all
+
+
+def test_a_search_finds_the_rate_then_the_strengths_then_takes_seeds(tmp_path):
+  trials = search(tmp_path, best_at(2, 5))
+  probes = [(t["rung"], t["rate"]) for t in trials if t["seed"] == 0]
+  assert probes == [(r, rate) for rate in (0.1, 0.2, 0.4) for r in (2, 5)]
+  tried = [t["rung"] for t in trials if t["seed"] == 1]
+  assert tried == list(range(8))
+  assert {t["rate"] for t in trials if t["seed"]} == {0.1}
+  for seed in (2, 3):
+    again = [t["rung"] for t in trials if t["seed"] == seed]
+    assert set(again) < set(tried)
+    assert 2 <= len(again) <= 5
+
+
+def test_a_search_goes_beyond_an_end_that_is_best(tmp_path):
+  trials = search(tmp_path, best_at(3, 30))
+  tried = [t["rung"] for t in trials if t["seed"] == 1]
+  assert tried == list(range(12))
+  (tmp_path / "trials.json").unlink()
+  trials = search(tmp_path, best_at(-4, 3))
+  tried = sorted(t["rung"] for t in trials if t["seed"] == 1)
+  assert tried[-1] == 7
+  assert tried[0] in (-2, -4)
+
+
+def test_trials_that_are_there_are_not_run_again(tmp_path):
+  first = search(tmp_path, best_at(2, 5))
+
+  def fail(cells, seed):
+    raise AssertionError((cells, seed))
+
+  args = compare.parse(["--out", str(tmp_path)])
+  trials = compare.Trials(tmp_path / "trials.json", {}, {})
+  recipe = methods.methods()["L1, proximal"]
+  compare.search(args, recipe, trials, fail)
+  assert trials.all == first
 
 
 @pytest.fixture
 def small(monkeypatch):
-  known = methods.METHODS["lenet300"]()
-  few = {
-    name: known[name]._replace(strengths=known[name].strengths[:1])
-    for name in ("dense", "L1, proximal", "adaptive lasso")
-  }
-  monkeypatch.setitem(compare.METHODS, "lenet300", lambda: few)
+  known = methods.methods()
+  few = {name: known[name] for name in ("dense", "L1, proximal")}
+  few["adaptive lasso"] = known["adaptive lasso"]
+  monkeypatch.setattr(compare, "methods", lambda: few)
+  monkeypatch.setattr(compare, "PROBES", (2,))
+  for name, recipe in few.items():
+    few[name] = recipe._replace(rates=(0.2,))
 
 
 @pytest.mark.slow
-def test_the_program_writes_curves_and_tables_and_continues(
+def test_the_program_writes_a_table_and_a_picture_and_continues(
   tmp_path, small, capsys
 ):
-  argv = ["--fast", "--only", "adaptive lasso", "--epochs", "8"]
+  argv = ["--fast", "--only", "adaptive lasso", "--epochs", "4", "6"]
   argv += ["--out", str(tmp_path)]
   out = tmp_path / "lenet300"
   compare.main(argv)
   first = capsys.readouterr().out
-  result = json.loads((out / "adaptive_lasso.json").read_text())
-  for chosen in result["chosen"]:
-    assert len(chosen["test_accuracy"]) == 1
-  assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-  with (out / "results.csv").open() as file:
+  assert (out / "frontiers.png").read_bytes().startswith(b"\x89PNG")
+  with (out / "frontiers.csv").open() as file:
     rows = list(csv.DictReader(file))
-  assert {row["method"] for row in rows} <= {"dense", "adaptive lasso"}
+  assert {row["method"] for row in rows} == {"dense", "adaptive lasso"}
+  assert {row["epochs"] for row in rows} == {"4", "6"}
   assert tuple(rows[0]) == tables.COLUMNS
-  assert "| adaptive lasso |" in first
+  assert first.count("| adaptive lasso |") == 2
 
-  # The methods that are there are not trained again, a new one is added.
-  files = {path: path.read_bytes() for path in out.glob("*.json")}
+  # The trials that are there are not trained again, a new method is added.
+  files = {path: path.read_bytes() for path in out.glob("*/*.json")}
+  assert len(files) == 4
   compare.main([*argv, "--only", "L1, proximal"])
-  second = capsys.readouterr().out
   assert {path: path.read_bytes() for path in files} == files
-  assert (out / "l1_proximal.json").exists()
-  tables_of = [
-    {line for line in text.splitlines() if line.startswith("|")}
-    for text in (first, second)
-  ]
-  assert tables_of[0] < tables_of[1]
-
-  # Timing anew changes the milliseconds alone.
-  compare.main([*argv, "--time"])
-  timed = json.loads((out / "adaptive_lasso.json").read_text())
-  assert timed["milliseconds_per_step"] != result["milliseconds_per_step"]
-  timed["milliseconds_per_step"] = result["milliseconds_per_step"]
-  assert timed == result
+  result = json.loads((out / "long" / "l1_proximal.json").read_text())
+  assert {trial["seed"] for trial in result["trials"]} == {1}
 
 
-def test_timing_needs_something_finished(tmp_path, small):
-  with pytest.raises(SystemExit, match="holds no finished comparison"):
-    compare.main(["--fast", "--time", "--out", str(tmp_path / "empty")])
-
-
-def test_pilots_survive_the_disk(tmp_path):
-  pilots = {
-    seed: LeNet300(3).init(jax.random.key(seed), jnp.ones((1, 4, 4)))
-    for seed in (0, 3)
-  }
-  compare.write_pilots(tmp_path / "pilots.npz", pilots)
-  read = compare.read_pilots(tmp_path / "pilots.npz", pilots[0])
-  assert sorted(read) == [0, 3]
-  jax.tree.map(np.testing.assert_array_equal, read, pilots)
+def test_results_of_other_settings_are_not_mixed(tmp_path, small):
+  path = tmp_path / "lenet300" / "short" / "dense.json"
+  path.parent.mkdir(parents=True)
+  path.write_text(json.dumps({"method": "dense", "epochs": 7, "trials": []}))
+  with pytest.raises(SystemExit, match="was made with"):
+    compare.main(["--fast", "--epochs", "1", "0", "--out", str(tmp_path)])
 
 
 def test_an_unknown_method_is_named(capsys):

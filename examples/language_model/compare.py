@@ -1,0 +1,226 @@
+"""Compares what sparse language models are worth, method by method.
+
+AdamW and one cut at the end; AdamW with gradual magnitude pruning; with
+proximal steps of L1; ReWA with a fixed weight decay; ReWA asked for a sparsity.
+All have the same model, text, batches and number of updates. Short runs choose
+the learning rate of every method by validation loss. Gradual pruning and ReWA
+by rank have a run for each sparsity; runs of the others are cut to each, and of
+their strengths the best on validation is taken.
+
+Every run is a folder in --out/runs, as train.py writes it. Stopped, by Ctrl-C
+or kill -9, and started again, it goes on from the last checkpoint. Of what is
+finished it writes results.json, table.md and loss.png.
+
+  python -m examples.language_model.compare --fast
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from .. import kit
+from ..image_classification.parallel import Jit
+from . import config as settings
+from . import report
+from .config import Config
+from .data import Source, open_source
+from .evaluate import Judge, cut, make_judge
+from .plan import LABELS, RATES, SPARSITIES, STRENGTHS, Plan, Run
+from .state import make_setup
+from .train import load, train
+
+PROGRAM = "examples.language_model.compare"
+# What the plan decides.
+PLANNED = (
+  *("method", "sparsity", "way", "learning_rate", "weight_decay", "l1"),
+  "start",
+)
+FAST = {
+  **{"layers": 1, "width": 32, "heads": 2, "hidden": 64, "context": 32},
+  **{"batch_size": 16, "steps": 120, "evaluate": 4096, "evaluate_steps": 120},
+  "checkpoint_steps": 120,
+}
+PARTS = ("validation", "test", "other")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+  """Reads the command line; args.base has the settings common to all runs."""
+  parser = kit.parser(__doc__, "results/language_model")
+  add = parser.add_argument
+  add(
+    "--only",
+    action="append",
+    choices=tuple(LABELS),
+    help="only this method; may be repeated",
+  )
+  add("--list", action="store_true", help="say what is finished, and end")
+  add(
+    "--fast",
+    action="store_true",
+    help="within a few minutes: a small model, two sparsities, one learning"
+    " rate and strength",
+  )
+  settings.add_arguments(parser, without=PLANNED)
+  args = parser.parse_args(argv)
+  args.base = settings.from_arguments(args)
+  first = {name: values[1:2] for name, values in RATES.items()}
+  one = {name: values[:1] for name, values in STRENGTHS.items()}
+  plan = (SPARSITIES, RATES, STRENGTHS)
+  if args.fast:
+    given = {name: getattr(args, name) for name in FAST}
+    values = {n: FAST[n] if x is None else x for n, x in given.items()}
+    args.base = dataclasses.replace(args.base, **values)
+    plan = ((0.5, 0.9), first, one)
+  try:
+    settings.check(args.base)
+  except ValueError as error:
+    parser.error(str(error))
+  args.plan = Plan(*plan, steps=args.base.steps, mid=0.9, k=args.base.k)
+  # The drop-in starts from what AdamW trained.
+  wanted = set(args.only or LABELS)
+  wanted |= {"dense"} if "drop-in" in wanted else set()
+  args.runs = [run for run in args.plan.runs() if run.method in wanted]
+  return args
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the program."""
+  args = parse(argv)
+  if args.list:
+    print(listed(args))
+    return
+  try:
+    source = open_source(args.base, args.out)
+    source.save_tokenizer(args.out)
+    compare(args, source, kit.provenance(PROGRAM, argv, "flax"))
+  except (ValueError, OSError, FloatingPointError) as error:
+    sys.exit(f"compare.py: {error}")
+  print((args.out / "table.md").read_text() + f"Written to {args.out}.")
+
+
+def compare(args, source: Source, made: dict[str, Any]) -> None:
+  """Trains what is not finished yet, and reports after every run."""
+  vocabulary = len(source.vocabulary.bytes_of)
+  judge = make_judge(
+    args.base, make_setup(args.base, vocabulary), source, Jit()
+  )
+  tried: set[str] = set()
+  for run in args.runs:
+    if run.method not in tried:
+      tried.add(run.method)
+      for trial in args.plan.trials(run.method):
+        finish(args, trial, source)
+    finish(args, run, source)
+    rows = [
+      row
+      for each in args.plan.runs()
+      if (folder_of(args, each) / "results.json").exists()
+      for row in worth(args, each, source, judge)
+    ]
+    report.write(args.out, rows, rates(args), LABELS, made)
+
+
+def finish(args, run: Run, source: Source) -> None:
+  """Trains a run, or what is missing of it."""
+  folder = folder_of(args, run)
+  if (folder / "results.json").exists():
+    return
+  train(config_of(args, run), folder, [f"--out {run.name}"], source)
+  # Every run compiles its own step.
+  jax.clear_caches()
+
+
+def config_of(args, run: Run) -> Config:
+  changes = dict(run.settings)
+  if "learning_rate" not in changes:
+    changes["learning_rate"] = rates(args)[run.method]
+  if run.method == "drop-in":
+    changes["start"] = str(args.out / "runs" / "dense")
+  return dataclasses.replace(args.base, **changes)
+
+
+def folder_of(args, run: Run) -> pathlib.Path:
+  return args.out / "runs" / run.name
+
+
+def rates(args) -> dict[str, float]:
+  """Returns the learning rate of every method whose trials are finished."""
+  chosen = {}
+  for method, values in args.plan.rates.items():
+    if len(values) == 1:
+      chosen[method] = values[0]
+      continue
+    paths = [
+      folder_of(args, trial) / "results.json"
+      for trial in args.plan.trials(method)
+    ]
+    if all(path.exists() for path in paths):
+      losses = [
+        kit.read_json(path, {})["validation"]["nats_per_byte"] for path in paths
+      ]
+      chosen[method] = values[losses.index(min(losses))]
+  return chosen
+
+
+def worth(args, run: Run, source: Source, judge: Judge) -> list[dict[str, Any]]:
+  """Returns what a finished run comes to at every sparsity it is for."""
+  folder = folder_of(args, run)
+  path = folder / "worth.json"
+  parts = [part for part in PARTS if part in source.parts]
+  same = {"sparsities": list(run.sparsities), "parts": parts}
+  stored = kit.read_json(path, same)
+  if not stored:
+    weights = load(folder, source)
+    rows = []
+    # Whole, too, where that is another network.
+    for sparsity in (
+      *([0.0] if len(run.sparsities) > 1 else []),
+      *run.sparsities,
+    ):
+      pruned = cut(weights, sparsity)[0] if sparsity else weights
+      rows.append(
+        {"sparsity": sparsity, **{part: judge(pruned, part) for part in parts}}
+      )
+    stored = {**same, "rows": rows}
+    kit.write_json(path, stored)
+  config = settings.read(folder)
+  rate = {"learning_rate": config.learning_rate}
+  strength = config.l1 if run.method == "l1" else config.weight_decay
+  return [
+    {"run": run.name, "method": run.method, **rate, "strength": strength, **row}
+    for row in stored["rows"]
+  ]
+
+
+def listed(args) -> str:
+  """Says of every run whether it is finished, and how far it is."""
+  lines, tried = [], set()
+  for run in args.runs:
+    trials = [] if run.method in tried else args.plan.trials(run.method)
+    tried.add(run.method)
+    for each in (*trials, run):
+      folder = folder_of(args, each)
+      steps = each.settings.get("steps", args.base.steps)
+      saved = [
+        int(path.name)
+        for path in (folder / "checkpoints").glob("*")
+        if path.name.isdigit()
+      ]
+      state = f"{max(saved, default=0)} of {steps} steps"
+      if (folder / "results.json").exists():
+        state = "finished"
+      lines.append(f"{each.name:22} {state}")
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  # A device for every core: elementwise work of one device keeps to one core.
+  jax.config.update("jax_num_cpu_devices", os.cpu_count())
+  kit.leave_on_ctrl_c("the same command goes on from the last checkpoint.")
+  main(sys.argv[1:])

@@ -1,0 +1,147 @@
+"""Which runs a comparison has, in the order of what matters most."""
+
+from typing import Any, NamedTuple
+
+SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
+# Those of ReWA are of latents, which are larger than weights.
+RATES: dict[str, tuple[float, ...]] = {
+  "dense": (2e-3, 4e-3, 8e-3),
+  "gmp": (2e-3, 4e-3, 8e-3),
+  "l1": (2e-3, 4e-3, 8e-3),
+  "rank": (5e-3, 1e-2, 2e-2),
+  "fixed": (5e-3, 1e-2, 2e-2),
+}
+STRENGTHS: dict[str, tuple[float, ...]] = {
+  "fixed": (0.2, 0.1, 0.4),
+  "l1": (0.05, 0.1, 0.02),
+}
+LABELS = {
+  "dense": "AdamW, then pruned",
+  "gmp": "AdamW, gradual pruning",
+  "l1": "AdamW, proximal L1",
+  "fixed": "ReWA, fixed decay",
+  "rank": "ReWA by rank",
+  "drop-in": "trained AdamW, then ReWA by rank, a tenth of the steps",
+}
+# Trials of a learning rate, and the drop-in after training, have a tenth of the
+# steps; with fewer than this, decay by rank has no time.
+LEAST_STEPS = 120
+
+
+class Run(NamedTuple):
+  """A run of a comparison.
+
+  Attributes:
+    name: of its folder.
+    method: one of LABELS.
+    settings: what it changes in the common ones, but for a learning rate that
+      trials choose.
+    sparsities: those that it is a candidate for.
+  """
+
+  name: str
+  method: str
+  settings: dict[str, Any]
+  sparsities: tuple[float, ...]
+
+
+class Plan(NamedTuple):
+  """All of a comparison.
+
+  Attributes:
+    sparsities: that methods are compared at.
+    rates: to choose from, by method.
+    strengths: by method, of those that have one run for each.
+    steps: of a run.
+    mid: the sparsity that trials have.
+    k: ReWA's power.
+  """
+
+  sparsities: tuple[float, ...]
+  rates: dict[str, tuple[float, ...]]
+  strengths: dict[str, tuple[float, ...]]
+  steps: int
+  mid: float
+  k: float
+
+  def runs(self) -> list[Run]:
+    """Returns the runs but for trials."""
+    others = [s for s in self.sparsities if s != self.mid]
+    near = [s for s in others if s >= 0.8]
+    far = [s for s in others if s < 0.8]
+    return [
+      self._of("dense"),
+      self._asked("rank", self.mid),
+      self._asked("gmp", self.mid),
+      *self._drop_ins(),
+      *(self._asked("rank", s) for s in near),
+      *(self._asked("gmp", s) for s in near),
+      *(self._of("fixed", x) for x in self.strengths["fixed"]),
+      *(self._of("l1", x) for x in self.strengths["l1"]),
+      *(self._asked(name, s) for s in far for name in ("rank", "gmp")),
+    ]
+
+  def trials(self, method: str) -> list[Run]:
+    """Returns short runs, one for each learning rate, or none if it has one."""
+    rates = self.rates.get(method, ())
+    if method in self.strengths:
+      like = self._of(method, self.strengths[method][0])
+    elif method == "dense":
+      like = self._of(method)
+    else:
+      like = self._asked(method, self.mid)
+    return [
+      Run(
+        f"rate_{method}_{rate:g}",
+        method,
+        like.settings | {"steps": self._tenth, "learning_rate": rate},
+        (),
+      )
+      for rate in rates
+      if len(rates) > 1
+    ]
+
+  @property
+  def _tenth(self) -> int:
+    return max(self.steps // 10, LEAST_STEPS)
+
+  def _of(self, method: str, strength: float = 0.0) -> Run:
+    """Returns a run that is cut to every sparsity."""
+    if method == "dense":
+      return Run(method, method, {"method": method}, self.sparsities)
+    settings = {
+      "l1": {"method": "l1", "l1": strength},
+      "fixed": {"method": "rewa", "weight_decay": strength},
+    }[method]
+    return Run(f"{method}_{strength:g}", method, settings, self.sparsities)
+
+  def _asked(self, method: str, sparsity: float) -> Run:
+    settings: dict[str, Any] = {"method": method, "sparsity": sparsity}
+    if method == "rank":
+      settings |= {
+        "method": "rewa",
+        "weight_decay": mild_decay(sparsity, self.k),
+      }
+    return Run(f"{method}_{100 * sparsity:g}", method, settings, (sparsity,))
+
+  def _drop_ins(self) -> list[Run]:
+    """Returns one for each learning rate: they are short enough."""
+    like = self._asked("rank", self.mid)
+    settings = like.settings | {"way": "drop-in", "steps": self._tenth}
+    return [
+      Run(
+        f"drop-in_{100 * self.mid:g}_{rate:g}",
+        "drop-in",
+        settings | {"learning_rate": rate},
+        like.sparsities,
+      )
+      for rate in self.rates["rank"]
+    ]
+
+
+def mild_decay(sparsity: float, k: float) -> float:
+  """Returns what `rewa_jax.adamw` takes by itself when asked for a sparsity.
+
+  The drop-in has to be told.
+  """
+  return round(0.14 / (k * (1 - sparsity) ** 0.5), 4)

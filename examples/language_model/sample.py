@@ -1,0 +1,70 @@
+"""Prints text that a trained run writes.
+
+python -m examples.language_model.sample results/language_tiny --prompt "The "
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import kit
+from . import config as settings
+from .data import open_source
+from .state import make_setup
+from .train import load
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the program."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add("run", type=pathlib.Path, help="folder of the run")
+  add("--prompt", default="\n", help="text to go on from")
+  add("--tokens", type=int, default=300, help="how many (default: %(default)s)")
+  add(
+    "--temperature",
+    type=float,
+    default=0.8,
+    help="below 1 likely tokens are likelier; 0 takes the likeliest (default:"
+    " %(default)s)",
+  )
+  add("--seed", type=int, default=0, help="default: %(default)s")
+  args = parser.parse_args(argv)
+  try:
+    config = settings.read(args.run)
+    source = open_source(config, args.run)
+    weights = load(args.run, source)
+  except (ValueError, OSError) as error:
+    sys.exit(f"sample.py: {error}")
+  vocabulary = source.vocabulary
+  setup = make_setup(config, len(vocabulary.bytes_of))
+  bare = setup._replace(graph=setup.bare, method=None)
+
+  @jax.jit
+  def draw(tokens, last, key):
+    logits = bare.apply(weights, tokens[None])[0, last]
+    if not args.temperature:
+      return logits.argmax()
+    return jax.random.categorical(key, logits / args.temperature)
+
+  tokens = list(vocabulary.encode(args.prompt.encode()))
+  key = jax.random.key(args.seed)
+  for step in range(args.tokens):
+    seen = tokens[-config.context :]
+    padded = np.zeros(config.context, np.int32)
+    padded[: len(seen)] = seen
+    last = jnp.int32(len(seen) - 1)
+    tokens.append(int(draw(padded, last, jax.random.fold_in(key, step))))
+  print(vocabulary.decode(np.array(tokens)))
+
+
+if __name__ == "__main__":
+  kit.leave_on_ctrl_c()
+  main(sys.argv[1:])

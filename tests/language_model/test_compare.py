@@ -1,0 +1,116 @@
+"""The comparison: which runs, what is chosen of them, the whole program."""
+
+import json
+
+import jax
+import pytest
+
+from tests.extras import needs
+
+needs("tensorboardX")
+needs("orbax.checkpoint")
+
+from examples.language_model import compare, report, train
+from examples.language_model.plan import LABELS
+
+
+def test_runs_come_in_the_order_of_what_matters_most(tmp_path):
+  args = compare.parse(["--out", str(tmp_path)])
+  names = [run.name for run in args.runs]
+  assert len(set(names)) == len(names)
+  assert names[:3] == ["dense", "rank_90", "gmp_90"]
+  asked = [n for n in names if n.startswith(("rank", "gmp")) and "_90" not in n]
+  assert asked == [
+    *("rank_80", "rank_95", "gmp_80", "gmp_95"),
+    *("rank_50", "gmp_50", "rank_70", "gmp_70"),
+  ]
+  assert (
+    names.index("gmp_95") < names.index("fixed_0.2") < names.index("l1_0.05")
+  )
+
+
+def test_all_methods_have_the_same_tokens_and_the_drop_in_a_tenth(tmp_path):
+  args = compare.parse(["--out", str(tmp_path), "--steps", "1500"])
+  steps = {run.method: run.settings.get("steps", 1500) for run in args.runs}
+  assert steps == {name: 1500 for name in LABELS} | {"drop-in": 150}
+  trials = args.plan.trials("fixed")
+  assert [t.settings["learning_rate"] for t in trials] == [0.005, 0.01, 0.02]
+  assert all(t.settings["steps"] == 150 for t in trials)
+
+
+def test_a_learning_rate_is_chosen_once_all_its_trials_are_finished(tmp_path):
+  args = compare.parse(["--out", str(tmp_path), "--only", "rank"])
+  losses = [2.0, 1.5, 1.7]
+  for trial, loss in zip(args.plan.trials("rank"), losses):
+    assert "rank" not in compare.rates(args)
+    folder = compare.folder_of(args, trial)
+    folder.mkdir(parents=True)
+    results = {"validation": {"nats_per_byte": loss}}
+    (folder / "results.json").write_text(json.dumps(results))
+  assert compare.rates(args) == {"rank": 0.01}
+  assert compare.config_of(args, args.runs[0]).learning_rate == 0.01
+  assert compare.listed(args).splitlines()[:4] == [
+    f"{'rate_rank_0.005':22} finished",
+    f"{'rate_rank_0.01':22} finished",
+    f"{'rate_rank_0.02':22} finished",
+    f"{'rank_90':22} 0 of 3000 steps",
+  ]
+
+
+def test_validation_chooses_among_strengths():
+  rows = [
+    {
+      "run": str(i),
+      "method": "l1",
+      "sparsity": sparsity,
+      "validation": {"nats_per_byte": validation},
+      "test": {"nats_per_byte": 1 / validation},
+    }
+    for i, (sparsity, validation) in enumerate(
+      [(0.5, 2.0), (0.5, 1.0), (0.9, 3.0), (0.9, 4.0)]
+    )
+  ]
+  assert [row["run"] for row in report.best(rows)] == ["1", "2"]
+
+
+def test_only_names_methods_there_are(tmp_path, capsys):
+  out = ["--out", str(tmp_path)]
+  args = compare.parse([*out, "--only", "drop-in", "--only", "gmp"])
+  assert {run.method for run in args.runs} == {"dense", "gmp", "drop-in"}
+  with pytest.raises(SystemExit):
+    compare.parse([*out, "--only", "other"])
+  assert "invalid choice" in capsys.readouterr().err
+
+
+def test_help_explains_itself(capsys):
+  with pytest.raises(SystemExit, match="0"):
+    compare.main(["--help"])
+  assert "learning rate of every method" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_comparison_is_written_and_goes_on_where_it_stopped(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  held_out = tmp_path / "other.txt"
+  held_out.write_text("Neque porro quisquam est. " * 100)
+  arguments = ["--fast", "--held-out", str(held_out), "--steps", "120"]
+  arguments += ["--out", str(tmp_path / "out")]
+  for method in ("rank", "drop-in", "l1"):
+    compare.main([*arguments, "--only", method])
+  compare.main([*arguments, "--list"])
+  assert "fixed_0.2              0 of 120" in capsys.readouterr().out
+  compare.main(arguments)
+  results = json.loads((tmp_path / "out" / "results.json").read_text())
+  found = {(row["method"], row["sparsity"]) for row in results["best"]}
+  whole = {(name, 0.0) for name in ("dense", "l1", "fixed")}
+  each = {(name, s) for name in LABELS for s in (0.5, 0.9)}
+  assert found == (whole | each) - {("drop-in", 0.5)}
+  table = (tmp_path / "out" / "table.md").read_text()
+  assert all(label in table for label in LABELS.values())
+  assert "text of another kind" in table
+  assert (tmp_path / "out" / "loss.png").stat().st_size > 5000
+  # Nothing is trained twice.
+  monkeypatch.setattr(train, "begin_with", None)
+  compare.main(arguments)
