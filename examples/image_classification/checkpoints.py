@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import textwrap
 from typing import Any
@@ -10,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+import rewa_jax
+
 from .config import Config, read
 from .pipeline import open_data
 from .state import (
   State,
   init_state,
   make_network,
-  make_schedule,
   make_setup,
 )
 
@@ -150,7 +152,8 @@ def _mix(word):
 def load(run: pathlib.Path) -> tuple[Config, Any, Any]:
   """Returns the settings, weights and statistics of a run.
 
-  They are those of the newest checkpoint, averaged if the run averages.
+  They are those of the newest checkpoint, averaged if the run averages, and cut
+  to the sparsity it was asked for if it is over.
 
   Raises:
     FileNotFoundError: if the folder holds no run, or one without checkpoint.
@@ -160,13 +163,23 @@ def load(run: pathlib.Path) -> tuple[Config, Any, Any]:
   if not (run / "checkpoints").is_dir():
     raise FileNotFoundError(f"{run} holds no checkpoint.")
   source = open_data(config)
-  schedule = make_schedule(config, source.steps_per_epoch)
   network = make_network(config, source.classes)
-  setup = make_setup(config, network, schedule)
-  like = init_state(config, setup, jax.random.key(0), jnp.zeros(source.shape))
+  setup = make_setup(config, network, source.steps_per_epoch)
+  init = jax.jit(functools.partial(init_state, config, setup))
+  like = init(jax.random.key(0), jnp.zeros(source.shape))
   with open_checkpoints(run) as checkpoints:
     if checkpoints.latest_step() is None:
       raise FileNotFoundError(f"{run} holds no checkpoint.")
-    params, statistics = restore(checkpoints, like, config).evaluated
+    state = restore(checkpoints, like, config)
+  params, statistics = state.evaluated
+  is_over = state.step == config.epochs * source.steps_per_epoch
+
+  @jax.jit
+  def weights_of(params):
+    weights = setup.to_weights(params)
+    if config.sparsity and is_over:
+      weights, _ = rewa_jax.prune(weights, sparsity=config.sparsity)
+    return weights
+
   # On the host, to go onto however many devices.
-  return config, *jax.device_get((setup.to_weights(params), statistics))
+  return config, *jax.device_get((weights_of(params), statistics))

@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 from tqdm import tqdm
 
 import rewa_jax
@@ -173,16 +172,7 @@ def measure(
   if recalibrate and not jax.tree.leaves(statistics):
     raise ValueError(f"{config.model} has no batch statistics to recalibrate.")
   source = open_data(config)
-  parallel = Jit()
-  # However it was trained: what is tested are weights.
-  dense = dataclasses.replace(config, method="dense")
-  network = make_network(config, source.classes)
-  setup = make_setup(dense, network, optax.constant_schedule(0.0))
-  test_on = parallel.test(count(setup, source.to_images))
-  arrays = {
-    split: parallel.copies(split_arrays)
-    for split, split_arrays in source.arrays.items()
-  }
+  accuracy = testing(config, source)
   if recalibrate:
     recalibrated = recalibration(config, source, recalibrate)
   rows = []
@@ -198,15 +188,41 @@ def measure(
       "nonzero": int(report.total_nonzero),
     }
     for split in source.splits:
-      correct = images = 0
-      for batch in source.test_batches(split):
-        batch.pop("skipped", None)
-        evaluated = pruned, statistics
-        counts = test_on(evaluated, parallel.batch(batch), arrays[split])
-        correct, images = correct + counts["correct"], images + counts["count"]
-      row[split] = round(int(correct) / int(images), 5)
+      row[split] = accuracy(pruned, statistics, split)
     rows.append(row)
   return rows
+
+
+def testing(
+  config: Config, source: Memory | Folders
+) -> Callable[[Any, Any, str], float]:
+  """Returns a function of weights, statistics and split to the accuracy.
+
+  Args:
+    config: settings of the run.
+    source: its data set.
+  """
+  parallel = Jit()
+  # However it was trained: what is tested are weights.
+  dense = dataclasses.replace(config, method="dense")
+  network = make_network(config, source.classes)
+  setup = make_setup(dense, network, source.steps_per_epoch)
+  test_on = parallel.test(count(setup, source.to_images))
+  arrays = {
+    split: parallel.copies(split_arrays)
+    for split, split_arrays in source.arrays.items()
+  }
+
+  def accuracy(weights, statistics, split):
+    correct = images = 0
+    for batch in source.test_batches(split):
+      batch.pop("skipped", None)
+      evaluated = weights, statistics
+      counts = test_on(evaluated, parallel.batch(batch), arrays[split])
+      correct, images = correct + counts["correct"], images + counts["count"]
+    return round(int(correct) / int(images), 5)
+
+  return accuracy
 
 
 def recalibration(

@@ -35,8 +35,9 @@ class Config:
   )
   method: str = _setting(
     "rewa",
-    "dense, l1 (proximal SGD), or ReWA by SGD or AdamW",
-    ("dense", "l1", "rewa", "rewa-adamw"),
+    "dense, l1 (proximal SGD), gmp (gradual magnitude pruning), or ReWA by SGD"
+    " or AdamW",
+    ("dense", "l1", "gmp", "rewa", "rewa-adamw"),
   )
   way: str = _setting(
     "linen",
@@ -48,7 +49,14 @@ class Config:
   m: float = _setting(2, "ReWA's m")
   eps: float = _setting(0.0, "ReWA's eps")
   weight_decay: float = _setting(
-    1e-3, "of latents, outside the momentum; for dense and l1, of kernels"
+    1e-3,
+    "of latents, outside the momentum; with --sparsity of those that stay, 0"
+    " for the library's own; for dense, l1 and gmp, of kernels",
+  )
+  sparsity: float = _setting(
+    0.0,
+    "share of zeros to end with: of gmp, and of ReWA, whose decay then goes by"
+    " rank; 0 for none asked for",
   )
   l1: float = _setting(0.0, "strength of the penalty of method l1")
   learning_rate: float = _setting(0.3, "its peak")
@@ -198,6 +206,31 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def check(config: Config) -> None:
+  """Raises a ValueError where settings do not go together."""
+  method, sparsity = config.method, config.sparsity
+  if not 0 <= sparsity < 1:
+    raise ValueError(f"sparsity must be 0 to less than 1, got {sparsity}.")
+  if method == "gmp" and not sparsity:
+    raise ValueError("method gmp needs a sparsity above 0, got 0.")
+  if not sparsity:
+    return
+  if method in ("dense", "l1"):
+    raise ValueError(
+      f"a sparsity goes with methods gmp, rewa and rewa-adamw, got {sparsity}"
+      f" with {method}; compress.py prunes what {method} trained."
+    )
+  if method != "gmp" and config.way == "drop-in":
+    raise ValueError(
+      "a sparsity goes with the ways linen and trees, got drop-in."
+    )
+  if config.prune:
+    raise ValueError(
+      "give sparsity or prune: the zeros that prune begins with are all there"
+      f" will be, got {sparsity} and {config.prune}."
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds --preset and a flag for every setting."""
   parser.add_argument(
@@ -222,13 +255,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(args: argparse.Namespace) -> Config:
-  """Returns the preset with what the command line says in place of its own."""
+  """Returns the preset with what the command line says in place of its own.
+
+  Raises:
+    ValueError: if settings do not go together.
+  """
   given = {
     field.name: getattr(args, field.name)
     for field in dataclasses.fields(Config)
     if getattr(args, field.name) is not None
   }
-  return Config(**{**PRESETS[args.preset], **given})
+  config = Config(**{**PRESETS[args.preset], **given})
+  by_rank = config.sparsity and config.method.startswith("rewa")
+  if by_rank and "weight_decay" not in given:
+    # Presets have one that gives zeros by itself: too much of those that stay.
+    config = dataclasses.replace(config, weight_decay=0.0)
+  check(config)
+  return config
+
+
+def to_arguments(config: Config) -> list[str]:
+  """Returns the flags by which train.py has these settings."""
+  preset = dataclasses.asdict(Config(**PRESETS["digits"]))
+  arguments = []
+  for name, value in dataclasses.asdict(config).items():
+    if value is True:
+      arguments.append("--" + name.replace("_", "-"))
+    elif value != preset[name] or name == "weight_decay":
+      arguments += ["--" + name.replace("_", "-"), str(value)]
+  return arguments
 
 
 def read(run: pathlib.Path) -> Config:

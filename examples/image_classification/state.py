@@ -61,27 +61,27 @@ class Setup(NamedTuple):
     return self.method.to_weights(params) if self.method else params
 
 
-def make_setup(
-  config: Config, bare: nn.Module, schedule: optax.Schedule
-) -> Setup:
+def make_setup(config: Config, bare: nn.Module, steps_per_epoch: int) -> Setup:
   """Returns the network and the method of a run.
 
   Args:
     config: the run's settings.
     bare: the network of weights.
-    schedule: the learning rate by step.
+    steps_per_epoch: updates in one pass over the train images.
   """
+  schedule = make_schedule(config, steps_per_epoch)
+  steps = config.epochs * steps_per_epoch
   module, enter, method = bare, _same, None
   if config.method in ("rewa", "rewa-adamw"):
     rewa = rewa_jax.Rewa(config.k, config.m, config.eps)
-    optimizer = _rewa(config, rewa, schedule)
+    optimizer = _rewa(config, rewa, schedule, steps)
     method = None if config.way == "drop-in" else rewa
     if config.way == "linen":
       module = rewa_jax.linen.Reparameterized(bare, rewa)
     elif config.way == "trees":
       enter = rewa.to_weights
   else:
-    optimizer = _on_weights(config, schedule)
+    optimizer = _on_weights(config, schedule, steps)
 
   def apply(params, statistics, images, train):
     variables = {"params": enter(params), "batch_stats": statistics}
@@ -113,25 +113,34 @@ def _same(tree):
   return tree
 
 
-def _on_weights(config, schedule):
+def _on_weights(config, schedule, steps):
   decay = optax.add_decayed_weights(config.weight_decay, mask=rewa_jax.kernels)
+  if config.method == "l1":
+    penalty = baselines.L1(config.l1)
+    rule = baselines.proximal_sgd(schedule, penalty, momentum=config.momentum)
+    return optax.chain(decay, rule)
+  rule = optax.chain(decay, optax.sgd(schedule, config.momentum))
   if config.method == "dense":
-    return optax.chain(decay, optax.sgd(schedule, config.momentum))
-  penalty = baselines.L1(config.l1)
-  return optax.chain(
-    decay,
-    baselines.proximal_sgd(schedule, penalty, momentum=config.momentum),
+    return rule
+  pruning = baselines.gradual_pruning(
+    config.sparsity,
+    begin=steps // 10,
+    end=max(3 * steps // 4, steps // 10 + 1),
+    every=max(steps // 40, 1),
   )
+  return optax.chain(rule, pruning)
 
 
-def _rewa(config, rewa, schedule):
+def _rewa(config, rewa, schedule, steps):
   decay = config.weight_decay
   if config.way != "drop-in":
+    strength = {"weight_decay": decay}
+    if config.sparsity:
+      asked = {"sparsity": config.sparsity, "steps": steps}
+      strength = {"weight_decay": decay or None} | asked
     if config.method == "rewa-adamw":
-      return rewa_jax.adamw(schedule, rewa, weight_decay=decay)
-    return rewa_jax.sgd(
-      schedule, rewa, weight_decay=decay, momentum=config.momentum
-    )
+      return rewa_jax.adamw(schedule, rewa, **strength)
+    return rewa_jax.sgd(schedule, rewa, momentum=config.momentum, **strength)
   inner = optax.chain(
     optax.scale_by_adam()
     if config.method == "rewa-adamw"

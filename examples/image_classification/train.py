@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parse(argv)
   if args.processes:
     jax.distributed.initialize(args.coordinator, args.processes, args.process)
-  config = settings.from_arguments(args)
   run = pathlib.Path(args.out or f"results/{args.preset}")
   try:
+    config = settings.from_arguments(args)
     if jax.process_index() == 0:
       settings.write(run, config)
     return train(config, run, argv)
@@ -120,7 +120,7 @@ def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
   parallel = make_parallel(config.parallelism)
   schedule = make_schedule(config, source.steps_per_epoch)
   network = parallel.network(make_network(config, source.classes))
-  setup = make_setup(config, network, schedule)
+  setup = make_setup(config, network, source.steps_per_epoch)
   start = ckpt.load(pathlib.Path(config.start))[1:] if config.start else None
   state = parallel.init(
     functools.partial(init_state, config, setup),
@@ -140,8 +140,7 @@ def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
   }
   look = jax.jit(functools.partial(look_at, setup, config.threshold))
 
-  def test(split: str) -> dict[str, float]:
-    evaluated = state.evaluated
+  def test(evaluated: Any, split: str) -> dict[str, float]:
     totals = {"loss": 0.0, "correct": 0.0, "count": 0.0}
     for batch in source.test_batches(split):
       skipped = batch.pop("skipped", 0)
@@ -162,7 +161,8 @@ def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
     begin = step = int(state.step)
     metrics = Metrics(run, begin, steps, config.batch_size, schedule)
     stack.callback(metrics.close)
-    if config.method.startswith("rewa") and not config.prune and not begin:
+    by_itself = not (config.prune or config.sparsity)
+    if config.method.startswith("rewa") and by_itself and not begin:
       budget = rewa_jax.measure_decay_budget(
         setup.optimizer, state.params, steps, method=setup.method
       )
@@ -189,7 +189,7 @@ def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
           step,
           split,
           {
-            **test(split),
+            **test(state.evaluated, split),
             "compression": float(compression),
             "sparsity": float(1 - 1 / compression),
           },
@@ -210,7 +210,14 @@ def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
         metrics.warn(step, "stopped; the same command continues.")
         return 128 + number
     seconds = time.perf_counter() - started
-    compression, _ = look(state.evaluated[0])
+    evaluated, cut = state.evaluated, {}
+    if config.sparsity:
+      before = {split: test(evaluated, split) for split in source.splits}
+      finish = jax.jit(functools.partial(cut_down, config, setup))
+      params, report = finish(evaluated[0])
+      evaluated = params, evaluated[1]
+      cut = {"cut": {"before": before, **described(report)}}
+    compression, _ = look(evaluated[0])
     results = {
       **kit.provenance(PROGRAM, argv, "flax", "orbax-checkpoint"),
       "devices": jax.device_count(),
@@ -218,8 +225,9 @@ def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
       "resumed_at": begin,
       "seconds": round(seconds, 1),
       "images_per_second": metrics.images_per_second,
-      **{split: test(split) for split in source.splits},
+      **{split: test(evaluated, split) for split in source.splits},
       "compression": float(compression),
+      **cut,
     }
   path = run / "results.json"
   if jax.process_index() == 0:
@@ -244,6 +252,24 @@ def look_at(
   report = rewa_jax.sparsity(weights, threshold)
   # An empty network counts as one weight: JSON has no infinity.
   return report.total_size / jnp.maximum(report.total_nonzero, 1), largest
+
+
+def cut_down(
+  config: Config, setup: Setup, params: Any
+) -> tuple[Any, rewa_jax.Cut]:
+  """Returns params with the zeros that were asked for, and what was cut."""
+  weights, cut = rewa_jax.finalize(setup.to_weights(params), config.sparsity)
+  return setup.to_params(weights), cut
+
+
+def described(cut: rewa_jax.Cut) -> dict[str, Any]:
+  """Returns what results.json says of a cut."""
+  return {
+    "nonzero": int(cut.sparsity.total_nonzero),
+    "of": cut.sparsity.total_size,
+    "largest_cut": float(cut.largest_cut),
+    "smallest_kept": float(cut.smallest_kept),
+  }
 
 
 def _below(largest, threshold):

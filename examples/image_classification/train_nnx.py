@@ -32,6 +32,7 @@ import rewa_jax
 from .. import kit
 from . import data
 from .augment import random_crop, random_flip
+from .models import relu
 
 REWA = rewa_jax.Rewa(k=9, m=2)
 MOMENTUM = 0.9
@@ -68,11 +69,11 @@ class Block(nnx.Module):
     self.norm2 = norm(outputs, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = nnx.relu(self.norm1(self.conv1(x)))
+    y = relu(self.norm1(self.conv1(x)))
     y = self.norm2(self.conv2(y))
     x = x[:, :: self.stride, :: self.stride]
     new = (y.shape[-1] - x.shape[-1]) // 2
-    return nnx.relu(y + jnp.pad(x, ((0, 0),) * 3 + ((new, new),)))
+    return relu(y + jnp.pad(x, ((0, 0),) * 3 + ((new, new),)))
 
 
 class ResNet(nnx.Module):
@@ -91,7 +92,7 @@ class ResNet(nnx.Module):
 
   def __call__(self, images: jax.Array) -> jax.Array:
     x = (images / 255 - self.mean[...]) / self.std[...]
-    x = nnx.relu(self.stem_norm(self.stem(x)))
+    x = relu(self.stem_norm(self.stem(x)))
     return self.head(self.blocks(x).mean((1, 2)))
 
 

@@ -177,6 +177,96 @@ def test_a_stopped_run_continues_however_it_is_spread(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["gmp", "rewa"])
+def test_a_run_ends_with_the_zeros_asked_for_and_says_what_the_cut_cost(
+  method, small_resnet, tmp_path, monkeypatch
+):
+  config = dataclasses.replace(
+    TINY,
+    model=small_resnet,
+    method=method,
+    sparsity=0.75,
+    weight_decay=0.0,
+    schedule="linear",
+    epochs=6,
+    held_back=100,
+  )
+  step = Metrics.step
+
+  def stop_at_13(self, number, *args):
+    if number == 13:  # Of 30, in the midst of pruning.
+      signal.raise_signal(signal.SIGTERM)
+    step(self, number, *args)
+
+  whole = results_of(begun(tmp_path / "whole", config), config)
+  run = begun(tmp_path / "stopped", config)
+  with monkeypatch.context() as patched:
+    patched.setattr(Metrics, "step", stop_at_13)
+    assert train.train(config, run, ["--seed", "0"]) == 128 + signal.SIGTERM
+  results = results_of(run, config)
+  assert results["resumed_at"] == 13
+  assert results["cut"] == whole["cut"]
+  weights, statistics = checkpoints.load(run)[1:]
+  assert_trees_equal(weights, checkpoints.load(tmp_path / "whole")[1])
+  report = rewa_jax.sparsity(weights)
+  assert int(report.total_nonzero) == round(0.25 * report.total_size)
+  assert results["cut"]["nonzero"] == int(report.total_nonzero)
+  accuracy = compress.testing(config, open_data(config))
+  for split in ("validation", "test"):
+    expected = pytest.approx(results[split]["accuracy"], abs=0.01)
+    assert accuracy(weights, statistics, split) == expected
+    assert 0 <= results["cut"]["before"][split]["accuracy"] <= 1
+  # GMP has pruned before the end, so that its cut takes nothing.
+  assert (results["cut"]["largest_cut"] == 0) == (method == "gmp")
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--method", "gmp"], "gmp needs a sparsity above 0, got 0"),
+    (["--sparsity", "1"], "must be 0 to less than 1, got 1"),
+    (["--sparsity", "-0.5"], "must be 0 to less than 1, got -0.5"),
+    (
+      ["--method", "l1", "--sparsity", "0.9"],
+      "goes with methods gmp, rewa and rewa-adamw, got 0.9 with l1",
+    ),
+    (
+      ["--way", "drop-in", "--sparsity", "0.9"],
+      "ways linen and trees, got drop-in",
+    ),
+    (
+      ["--sparsity", "0.9", "--start", "run", "--prune", "0.1"],
+      "give sparsity or prune",
+    ),
+  ],
+)
+def test_what_does_not_go_with_a_sparsity_is_said_before_a_run_begins(
+  arguments, said, tmp_path
+):
+  with pytest.raises(SystemExit, match=said):
+    train.main([*arguments, "--out", str(tmp_path)])
+  assert not list(tmp_path.iterdir())
+
+
+def test_with_a_sparsity_the_decay_of_a_preset_does_not_count():
+  def decay(*arguments):
+    arguments = ["--preset", "resnet20", *arguments]
+    return settings.from_arguments(train.parse(arguments)).weight_decay
+
+  assert decay() == 4e-3
+  assert decay("--sparsity", "0.9") == 0
+  assert decay("--sparsity", "0.9", "--weight-decay", "1e-3") == 1e-3
+  assert decay("--sparsity", "0.9", "--method", "gmp") == 4e-3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_flags_say_settings(preset):
+  config = Config(**PRESETS[preset], sparsity=0.9, skip_broken=True)
+  arguments = settings.to_arguments(config)
+  assert settings.from_arguments(train.parse(arguments)) == config
+
+
+@pytest.mark.slow
 def test_ctrl_c_saves_and_a_finished_run_is_left_alone(tmp_path, monkeypatch):
   epoch = Metrics.epoch
 
@@ -279,8 +369,7 @@ def test_lenet300_in_a_fifth_of_its_epochs_is_warned_of(arguments, said):
   # Of MNIST, 5,000 held back.
   steps_per_epoch = 55_000 // config.batch_size
   network = train.make_network(config, classes=10)
-  schedule = train.make_schedule(config, steps_per_epoch)
-  setup = train.make_setup(config, network, schedule)
+  setup = train.make_setup(config, network, steps_per_epoch)
   state = jax.eval_shape(
     lambda key: train.init_state(config, setup, key, jnp.zeros((1, 28, 28, 1))),
     jax.random.key(0),
