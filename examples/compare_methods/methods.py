@@ -174,13 +174,13 @@ def methods() -> dict[str, Recipe]:
   """
   channels = "output"
   rewa, difference = rewa_jax.Rewa(9, 2), baselines.HadamardDifference(2)
-  by_rank, high = kept(0.08), (0.4, 0.8, 1.6)
+  by_rank, high, higher = kept(0.08), (0.2, 0.4, 0.8), (0.4, 0.8, 1.6)
   dense = added(decay_kernels, times(1e-4))
   return {
     "dense": dense,
-    "ReWA by rank": Recipe(asked_for(rewa), by_rank, rates=(0.2, 0.4, 0.8)),
+    "ReWA by rank": Recipe(asked_for(rewa), by_rank, high),
     "ReWA": reparameterized(rewa, times(2.5e-4, 1.6), rates=(0.15, 0.3, 0.6)),
-    "GMP": Recipe(gradual_pruning, by_rank),
+    "GMP": Recipe(gradual_pruning, by_rank, high),
     "L1, proximal": proximal(lambda s, _: baselines.L1(s), times(4e-4, 1.7)),
     "one-shot": dense,
     "Hadamard difference": reparameterized(
@@ -189,7 +189,7 @@ def methods() -> dict[str, Recipe]:
     "Hadamard difference by rank": Recipe(
       asked_for(difference), by_rank, rates=(0.25, 0.5, 1.0)
     ),
-    "spred": reparameterized(baselines.spred(), times(6e-4, 1.7), rates=high),
+    "spred": reparameterized(baselines.spred(), times(6e-4, 1.7), rates=higher),
     "adaptive lasso": proximal(
       lambda s, pilot: baselines.AdaptiveL1(s, pilot, delta=1e-3),
       times(6e-5),
@@ -205,7 +205,7 @@ def methods() -> dict[str, Recipe]:
     "MCP": proximal(lambda s, _: baselines.MCP(s), times(3e-3, 1.7)),
     "STR": reparameterized(baselines.SoftThreshold(-5.0), times(2e-3)),
     "untied power, K = 4": reparameterized(
-      baselines.deep_weight_factorization(4), times(1.2e-4), rates=high
+      baselines.deep_weight_factorization(4), times(1.2e-4), rates=higher
     ),
     "SCAD": proximal(lambda s, _: baselines.SCAD(s), times(3e-3, 1.7)),
     "PowerPropagation": Recipe(
