@@ -75,7 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   add(
     "--fast",
     action="store_true",
-    help="some minutes: ResNet-8 on scikit-learn's digits, one strength of each",
+    help="minutes: ResNet-8 on scikit-learn's digits, one strength of each",
   )
   args = parser.parse_args(argv)
   for name in ("epochs", "seeds"):
