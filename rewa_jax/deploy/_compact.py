@@ -159,15 +159,24 @@ def compact(
 
 def _alive(graph: Graph, products: Sequence[Product]) -> np.ndarray:
   """Returns which units stay, of every axis of params one at least."""
-  alive = np.zeros(graph.units.count, bool)
-  alive = graph.units.close(alive, [product.need for product in products])
-  for number in graph.leaves:
-    for ids in graph.axes[number]:
-      if not alive[ids].any():
-        alive[ids[0]] = True
-        # Whatever its value will be, nothing needs it.
-        alive = graph.units.close(alive)
-  return alive
+  needs = [product.need for product in products]
+  needed = np.zeros(graph.units.count, bool)
+  while True:
+    needed = graph.units.close(needed, needs)
+    alive = needed.copy()
+    for number in graph.leaves:
+      for ids in graph.axes[number]:
+        if not alive[ids].any():
+          alive[ids[0]] = True
+          alive = graph.units.close(alive)
+    # What stays for the form alone may have any value, but where it was taken
+    # for a constant and is read still.
+    known = needed.copy()
+    for product in products:
+      product.need_known(alive, known)
+    if (known == needed).all():
+      return alive
+    needed = known
 
 
 def _smaller(

@@ -34,6 +34,7 @@ class Product:
     # Of two activations, as in attention, the size is in the arithmetic.
     self._needs_all = varies[0].any() and varies[1].any()
     self._data = int(varies[1].any())
+    self._varies = varies[self._data]
     self._bias, self._constant = None, np.zeros((), bool)
     numbers = equation.params["dimension_numbers"]
     if equation.primitive.name == "dot_general":
@@ -51,6 +52,13 @@ class Product:
     for place, axis in enumerate(self._summed[0]):
       others = tuple(a for a in range(counts.ndim) if a != place)
       alive[self._axes[0][axis]] |= counts.any(axis=others)
+
+  def need_known(self, alive: np.ndarray, needed: np.ndarray) -> None:
+    """Marks summands that stay and do not vary: no mask has them."""
+    for axis in self._summed[self._data]:
+      others = tuple(a for a in range(self._varies.ndim) if a != axis)
+      ids = self._axes[self._data][axis][~self._varies.any(others)]
+      needed[ids] |= alive[ids]
 
   def fold(self, alive: np.ndarray, leaves: list[Any]) -> None:
     """Adds constants whose units are gone to the bias among leaves."""

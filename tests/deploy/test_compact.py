@@ -452,6 +452,23 @@ def check_random(network, seed):
   assert "Nothing to remove" in str(again)
 
 
+def test_what_stays_for_the_form_alone_has_its_value_where_it_is_read():
+  class Constant(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = nn.Conv(3, (1, 1), name="first")(x)
+      # Padded and without a bias, which could take constants.
+      x = nn.tanh(nn.Conv(3, (2, 2), use_bias=False, name="second")(x))
+      x = nn.gelu(x + nn.Conv(3, (3, 3), name="third")(x))
+      return nn.Dense(2, name="last")(x.reshape(len(x), -1))
+
+  def edit(params):
+    params["first"]["kernel"][:] = 0
+    params["first"]["bias"][:] = [0.5, 0.7, -0.8]
+
+  shrink(Constant(), IMAGES, edit)
+
+
 @settings(max_examples=2)
 @given(networks(), st.integers(0, 1000))
 def test_any_network_keeps_its_outputs_and_is_cut_once_for_all(network, seed):
