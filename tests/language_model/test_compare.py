@@ -1,6 +1,7 @@
 """The comparison: which runs, what is chosen of them, the whole program."""
 
 import json
+import pathlib
 
 import jax
 import pytest
@@ -114,3 +115,12 @@ def test_a_comparison_is_written_and_goes_on_where_it_stopped(
   # Nothing is trained twice.
   monkeypatch.setattr(train, "begin_with", None)
   compare.main(arguments)
+
+
+def test_the_results_in_the_readme_are_those_of_the_program():
+  folder = pathlib.Path(compare.__file__).parent
+  table = (folder / "results" / "dictionary" / "table.md").read_text()
+  readme = (folder / "README.md").read_text().split("## First results")[1]
+  rows = [line for line in readme.splitlines() if line.startswith("| ")]
+  labels = [row.split(" | ")[0].strip("| ") for row in rows]
+  assert len(labels) == 4 and all(row in table for row in rows[1:])
