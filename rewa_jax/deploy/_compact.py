@@ -170,13 +170,15 @@ def _alive(graph: Graph, products: Sequence[Product]) -> np.ndarray:
           alive[ids[0]] = True
           alive = graph.units.close(alive)
     # What stays for the form alone may have any value, but where it was taken
-    # for a constant and is read still.
-    known = needed.copy()
-    for product in products:
+    # for a constant and is read still. The last first: it may need others.
+    for product in reversed(products):
+      known = needed.copy()
       product.need_known(alive, known)
-    if (known == needed).all():
+      if (known != needed).any():
+        needed = known
+        break
+    else:
       return alive
-    needed = known
 
 
 def _smaller(

@@ -48,16 +48,22 @@ class Product:
 
   def need(self, alive: np.ndarray) -> None:
     """Marks the units of summands that count for a result that stays."""
-    counts = self._counts(alive)
+    counts = self._counts(alive, self._masks)
     for place, axis in enumerate(self._summed[0]):
       others = tuple(a for a in range(counts.ndim) if a != place)
       alive[self._axes[0][axis]] |= counts.any(axis=others)
 
   def need_known(self, alive: np.ndarray, needed: np.ndarray) -> None:
-    """Marks summands that stay and do not vary: no mask has them."""
-    for axis in self._summed[self._data]:
+    """Marks summands that stay, do not vary and meet a weight that stays."""
+    masks = list(self._masks)
+    masks[self._data] = np.ones_like(masks[self._data])
+    counts = self._counts(alive, masks)
+    for place, axis in enumerate(self._summed[self._data]):
+      others = tuple(a for a in range(counts.ndim) if a != place)
+      read = counts.any(axis=others)
       others = tuple(a for a in range(self._varies.ndim) if a != axis)
-      ids = self._axes[self._data][axis][~self._varies.any(others)]
+      read = read & ~self._varies.any(axis=others)
+      ids = self._axes[self._data][axis][read]
       needed[ids] |= alive[ids]
 
   def fold(self, alive: np.ndarray, leaves: list[Any]) -> None:
@@ -110,19 +116,21 @@ class Product:
     numbers = np.expand_dims(np.arange(np.prod(sizes)).reshape(sizes), others)
     return np.broadcast_to(numbers, shape)
 
-  def _counts(self, alive: np.ndarray) -> np.ndarray:
+  def _counts(self, alive: np.ndarray, masks: list[np.ndarray]) -> np.ndarray:
     """Returns a bool for every summand, along the summed axes."""
     if self._needs_all:
       return np.ones([len(self._axes[0][axis]) for axis in self._summed[0]])
     if self._equation.primitive.name == "dot_general":
-      return self._counts_of_dot(alive)
-    return self._counts_of_convolution(alive)
+      return self._counts_of_dot(alive, masks)
+    return self._counts_of_convolution(alive, masks)
 
-  def _counts_of_dot(self, alive: np.ndarray) -> np.ndarray:
+  def _counts_of_dot(
+    self, alive: np.ndarray, masks: list[np.ndarray]
+  ) -> np.ndarray:
     summed, batch = self._equation.params["dimension_numbers"]
     together = [alive[self._axes[0][axis]] for axis in batch[0]]
     counts = np.ones((), bool)
-    for mask, axes, s, b in zip(self._masks, self._axes, summed, batch):
+    for mask, axes, s, b in zip(masks, self._axes, summed, batch):
       free = [a for a in range(mask.ndim) if a not in (*s, *b)]
       mask = mask.transpose(*free, *b, *s)
       kept = [*(alive[axes[axis]] for axis in free), *together]
@@ -131,12 +139,14 @@ class Product:
       counts = counts & mask.any(axis=tuple(range(len(free))))
     return np.asarray(counts.any(axis=tuple(range(len(together)))))
 
-  def _counts_of_convolution(self, alive: np.ndarray) -> np.ndarray:
+  def _counts_of_convolution(
+    self, alive: np.ndarray, masks: list[np.ndarray]
+  ) -> np.ndarray:
     numbers = self._equation.params["dimension_numbers"]
     groups = self._equation.params["feature_group_count"]
     left, right = (
       mask.transpose(spec).any(axis=tuple(range(2, mask.ndim)))
-      for mask, spec in zip(self._masks, (numbers.lhs_spec, numbers.rhs_spec))
+      for mask, spec in zip(masks, (numbers.lhs_spec, numbers.rhs_spec))
     )
     right = right & alive[self._axes[1][numbers.rhs_spec[0]]][:, None]
     right = right.reshape(groups, -1, right.shape[1])
