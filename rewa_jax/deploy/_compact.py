@@ -159,16 +159,36 @@ def compact(
 
 def _alive(graph: Graph, products: Sequence[Product]) -> np.ndarray:
   """Returns which units stay, of every axis of params one at least."""
+  axes = [ids for number in graph.leaves for ids in graph.axes[number]]
+  alive = np.ones(graph.units.count, bool)
+  while True:
+    # What is the last of its axis stays anyway, and others may serve it alone.
+    last = np.zeros_like(alive)
+    for ids in axes:
+      kept = ids[alive[ids]]
+      last[kept] |= len(kept) == 1
+    found = alive & _served(graph, products, axes, last, alive)
+    if (found == alive).all():
+      return alive
+    alive = found
+
+
+def _served(
+  graph: Graph,
+  products: Sequence[Product],
+  axes: Sequence[np.ndarray],
+  needed: np.ndarray,
+  among: np.ndarray,
+) -> np.ndarray:
+  """Returns what is needed, all that it needs, and one more of empty axes."""
   needs = [product.need for product in products]
-  needed = np.zeros(graph.units.count, bool)
   while True:
     needed = graph.units.close(needed, needs)
     alive = needed.copy()
-    for number in graph.leaves:
-      for ids in graph.axes[number]:
-        if not alive[ids].any():
-          alive[ids[0]] = True
-          alive = graph.units.close(alive)
+    for ids in axes:
+      if not alive[ids].any():
+        alive[ids[among[ids]][0]] = True
+        alive = graph.units.close(alive)
     # What stays for the form alone may have any value, but where it was taken
     # for a constant and is read still. The last first: it may need others.
     for product in reversed(products):
