@@ -13,7 +13,8 @@ import orbax.checkpoint as ocp
 
 import rewa_jax
 
-from .config import Config, read
+from .. import settings
+from .config import Config
 from .pipeline import open_data
 from .state import (
   State,
@@ -159,7 +160,7 @@ def load(run: pathlib.Path) -> tuple[Config, Any, Any]:
     FileNotFoundError: if the folder holds no run, or one without checkpoint.
     ValueError: if the checkpoint is damaged or of a run with other settings.
   """
-  config = read(run)
+  config = settings.read(run, Config)
   if not (run / "checkpoints").is_dir():
     raise FileNotFoundError(f"{run} holds no checkpoint.")
   source = open_data(config)

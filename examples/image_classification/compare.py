@@ -23,10 +23,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import kit
-from . import config as settings
+from .. import kit, settings
 from . import pictures, train, worth
-from .config import Config
+from .config import Config, to_arguments
 from .pipeline import open_data
 from .plan import FAST, METHODS, ORDER, SPARSITIES, Run, plan
 
@@ -103,7 +102,7 @@ def train_one(run: Run, folder: pathlib.Path) -> int:
   print(f"{run.name}:", file=sys.stderr, flush=True)
   try:
     settings.write(folder, run.config)
-    return train.train(run.config, folder, settings.to_arguments(run.config))
+    return train.train(run.config, folder, to_arguments(run.config))
   except FloatingPointError as error:
     # The others go on.
     print(f"{run.name}: {error}", file=sys.stderr, flush=True)

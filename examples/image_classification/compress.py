@@ -28,10 +28,10 @@ from tqdm import tqdm
 
 import rewa_jax
 
-from .. import kit
+from .. import kit, settings
+from ..parallel import Jit
 from . import checkpoints as ckpt
-from .config import Config, read
-from .parallel import Jit
+from .config import Config
 from .pipeline import Folders, Memory, open_data
 from .state import count, make_network, make_setup
 
@@ -98,7 +98,7 @@ def draw_curves(args: argparse.Namespace, out: pathlib.Path) -> None:
       [100 * row["test"] for row in own],
       "o-",
       markersize=3,
-      label=f"{run.name} ({read(run).method})",
+      label=f"{run.name} ({settings.read(run, Config).method})",
     )
   axes.set(xscale="log", xlabel="compression", ylabel="test accuracy, %")
   best = 100 * max(row["test"] for row in rows)
@@ -136,7 +136,7 @@ def write_table(args: argparse.Namespace, out: pathlib.Path) -> None:
       k: round(np.std(v, ddof=1), 5) if len(v) > 1 else None
       for k, v in columns.items()
     },
-    "settings": dataclasses.asdict(read(args.runs[0])),
+    "settings": dataclasses.asdict(settings.read(args.runs[0], Config)),
     "trained": [
       json.loads((run / "results.json").read_text()) for run in args.runs
     ],

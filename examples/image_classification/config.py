@@ -1,118 +1,110 @@
-"""The settings of a run, its presets, and their command line."""
+"""The settings of a run, and their presets."""
 
 import argparse
 import dataclasses
-import json
-import pathlib
-from collections.abc import Sequence
 from typing import Any
 
-from .. import kit
+from .. import settings
+from ..settings import setting
 from .models import MODELS
-
-
-def _setting(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
-  return dataclasses.field(
-    default=default, metadata={"help": text, "choices": choices}
-  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Everything that decides what a run computes."""
 
-  data: str = _setting(
+  data: str = setting(
     "",
     "folder of the data set: CIFAR-10 or CIFAR-100 in the binary version, MNIST"
     " or its like as unpacked IDX files, or images as train/CLASS/*.jpg and"
     " val/CLASS/*.jpg; without it, scikit-learn's digits",
   )
-  model: str = _setting("lenet300", "the network", tuple(MODELS))
-  stem: str = _setting(
+  model: str = setting("lenet300", "the network", tuple(MODELS))
+  stem: str = setting(
     "cifar",
     "first layer of resnet18 to resnet50: 3x3, or 7x7 and max pool",
     ("cifar", "imagenet"),
   )
-  method: str = _setting(
+  method: str = setting(
     "rewa",
     "dense, l1 (proximal SGD), gmp (gradual magnitude pruning), or ReWA by SGD"
     " or AdamW",
     ("dense", "l1", "gmp", "rewa", "rewa-adamw"),
   )
-  way: str = _setting(
+  way: str = setting(
     "linen",
     "ReWA's way in: linen.Reparameterized, to_weights in the loss, or the"
     " drop-in around the optimizer",
     ("linen", "trees", "drop-in"),
   )
-  k: float = _setting(9, "ReWA's power")
-  m: float = _setting(2, "ReWA's m")
-  eps: float = _setting(0.0, "ReWA's eps")
-  weight_decay: float = _setting(
+  k: float = setting(9, "ReWA's power")
+  m: float = setting(2, "ReWA's m")
+  eps: float = setting(0.0, "ReWA's eps")
+  weight_decay: float = setting(
     1e-3,
     "of latents, outside the momentum; with --sparsity of those that stay, 0"
     " for the library's own; for dense, l1 and gmp, of kernels",
   )
-  sparsity: float = _setting(
+  sparsity: float = setting(
     0.0,
     "share of zeros to end with: of gmp, and of ReWA, whose decay then goes by"
     " rank; 0 for none asked for",
   )
-  l1: float = _setting(0.0, "strength of the penalty of method l1")
-  learning_rate: float = _setting(0.3, "its peak")
-  schedule: str = _setting(
+  l1: float = setting(0.0, "strength of the penalty of method l1")
+  learning_rate: float = setting(0.3, "its peak")
+  schedule: str = setting(
     "cosine", "how the learning rate falls to 0", ("cosine", "linear")
   )
-  warmup_epochs: float = _setting(0.0, "epochs of linear warm-up")
-  epochs: int = _setting(60, "passes over the train images")
-  batch_size: int = _setting(128, "of all devices together")
-  momentum: float = _setting(0.9, "of SGD")
-  clip: float = _setting(1.0, "largest global norm of gradients; 0 for any")
-  label_smoothing: float = _setting(0.0, "0 to 1")
-  ema: float = _setting(
+  warmup_epochs: float = setting(0.0, "epochs of linear warm-up")
+  epochs: int = setting(60, "passes over the train images")
+  batch_size: int = setting(128, "of all devices together")
+  momentum: float = setting(0.9, "of SGD")
+  clip: float = setting(1.0, "largest global norm of gradients; 0 for any")
+  label_smoothing: float = setting(0.0, "0 to 1")
+  ema: float = setting(
     0.0, "decay of the average of params that is evaluated; 0 for none"
   )
-  augment: str = _setting(
+  augment: str = setting(
     "none",
     "random crops; crops and flips; or RandomResizedCrop and flips",
     ("none", "crop", "crop-flip", "resized"),
   )
-  resolution: int = _setting(
+  resolution: int = setting(
     0, "pixels that images are resized to; 0 for their own"
   )
-  final_resolution: int = _setting(
+  final_resolution: int = setting(
     0, "resolution at the end, reached between 3/4 and 7/8 of the epochs"
   )
-  test_resolution: int = _setting(0, "of tests, when another")
-  dtype: str = _setting(
+  test_resolution: int = setting(0, "of tests, when another")
+  dtype: str = setting(
     "float32",
     "of the computation; params and statistics stay float32",
     ("float32", "bfloat16"),
   )
-  parallelism: str = _setting(
+  parallelism: str = setting(
     "jit",
     "data parallel by jit or by pmap, or params and optimizer sharded too",
     ("jit", "pmap", "fsdp"),
   )
-  start: str = _setting("", "a run whose last weights this one starts from")
-  prune: float = _setting(
+  start: str = setting("", "a run whose last weights this one starts from")
+  prune: float = setting(
     0.0,
     "weights of --start of at most this size become zero and stay it; 0 for"
     " none",
   )
-  held_back: int = _setting(
+  held_back: int = setting(
     0, "train images that are kept for validation instead"
   )
-  seed: int = _setting(0, "of initial weights, batches and augmentation")
-  threshold: float = _setting(
+  seed: int = setting(0, "of initial weights, batches and augmentation")
+  threshold: float = setting(
     1e-4, "size up to which a weight counts as zero while training"
   )
-  workers: int = _setting(2, "processes that decode images of folders")
-  skip_broken: bool = _setting(
+  workers: int = setting(2, "processes that decode images of folders")
+  skip_broken: bool = setting(
     False, "replace images that cannot be decoded, and count them"
   )
-  checkpoint_epochs: int = _setting(1, "epochs from checkpoint to checkpoint")
-  keep: int = _setting(2, "checkpoints that are kept, the newest")
+  checkpoint_epochs: int = setting(1, "epochs from checkpoint to checkpoint")
+  keep: int = setting(2, "checkpoints that are kept, the newest")
 
 
 _PAPER = {
@@ -231,40 +223,13 @@ def check(config: Config) -> None:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds --preset and a flag for every setting."""
-  parser.add_argument(
-    "--preset",
-    choices=PRESETS,
-    default="digits",
-    help="settings to start from; flags override them (default: %(default)s)",
-  )
-  for field in dataclasses.fields(Config):
-    flag = "--" + field.name.replace("_", "-")
-    text = field.metadata["help"]
-    if field.type is bool:
-      parser.add_argument(flag, action="store_true", default=None, help=text)
-      continue
-    default = f" (default: {field.default})" if field.default != "" else ""
-    parser.add_argument(
-      flag,
-      type=field.type,
-      choices=field.metadata["choices"] or None,
-      help=text + default,
-    )
-
-
 def from_arguments(args: argparse.Namespace) -> Config:
   """Returns the preset with what the command line says in place of its own.
 
   Raises:
     ValueError: if settings do not go together.
   """
-  given = {
-    field.name: getattr(args, field.name)
-    for field in dataclasses.fields(Config)
-    if getattr(args, field.name) is not None
-  }
+  given = settings.given(args, Config)
   config = Config(**{**PRESETS[args.preset], **given})
   by_rank = config.sparsity and config.method.startswith("rewa")
   if by_rank and "weight_decay" not in given:
@@ -284,38 +249,3 @@ def to_arguments(config: Config) -> list[str]:
     elif value != preset[name] or name == "weight_decay":
       arguments += ["--" + name.replace("_", "-"), str(value)]
   return arguments
-
-
-def read(run: pathlib.Path) -> Config:
-  """Returns the settings of a run.
-
-  Raises:
-    FileNotFoundError: if the folder holds no run.
-  """
-  path = run / "config.json"
-  if not path.exists():
-    raise FileNotFoundError(f"{run} holds no run: it has no config.json.")
-  return Config(**json.loads(path.read_text()))
-
-
-def write(run: pathlib.Path, config: Config) -> None:
-  """Notes the settings of a run, or checks them if it was begun before.
-
-  Raises:
-    ValueError: if the run was begun with other settings.
-  """
-  path = run / "config.json"
-  if not path.exists():
-    kit.write_json(path, dataclasses.asdict(config))
-    return
-  before, now = dataclasses.asdict(read(run)), dataclasses.asdict(config)
-  changed = [
-    f"{name} was {before[name]!r} and is {now[name]!r}"
-    for name in now
-    if before[name] != now[name]
-  ]
-  if changed:
-    raise ValueError(
-      f"{run} holds a run with other settings: {', '.join(changed)}. Give"
-      " those, or another --out."
-    )

@@ -29,12 +29,11 @@ from jax.experimental import multihost_utils
 
 import rewa_jax
 
-from .. import kit
+from .. import kit, settings
+from ..metrics import Metrics
+from ..parallel import make_parallel
 from . import checkpoints as ckpt
-from . import config as settings
-from .config import Config
-from .metrics import Metrics
-from .parallel import make_parallel
+from .config import PRESETS, Config, from_arguments
 from .pipeline import open_data
 from .state import (
   Setup,
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax.distributed.initialize(args.coordinator, args.processes, args.process)
   run = pathlib.Path(args.out or f"results/{args.preset}")
   try:
-    config = settings.from_arguments(args)
+    config = from_arguments(args)
     if jax.process_index() == 0:
       settings.write(run, config)
     return train(config, run, argv)
@@ -87,7 +86,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     "--out", help="folder of the run (default: results/PRESET)"
   )
-  settings.add_arguments(parser)
+  settings.add_arguments(parser, Config, PRESETS, "digits")
   several = parser.add_argument_group("several processes, on one or many hosts")
   several.add_argument("--processes", type=int, default=0, help="how many")
   several.add_argument("--process", type=int, help="which of them this one is")
@@ -159,7 +158,7 @@ def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
     checkpoints = stack.enter_context(ckpt.open_checkpoints(run, config.keep))
     state = ckpt.restore(checkpoints, state, config)
     begin = step = int(state.step)
-    metrics = Metrics(run, begin, steps, config.batch_size, schedule)
+    metrics = Metrics(run, begin, steps, "images", config.batch_size, schedule)
     stack.callback(metrics.close)
     by_itself = not (config.prune or config.sparsity)
     if config.method.startswith("rewa") and by_itself and not begin:
@@ -185,14 +184,12 @@ def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
       if not rest:
         compression, largest = look(state.evaluated[0])
         split = source.splits[0]
-        metrics.epoch(
+        metrics.result(
           step,
           split,
-          {
-            **test(state.evaluated, split),
-            "compression": float(compression),
-            "sparsity": float(1 - 1 / compression),
-          },
+          **test(state.evaluated, split),
+          compression=float(compression),
+          sparsity=float(1 - 1 / compression),
         )
         for name in set(_below(largest, config.threshold)) - dead:
           dead.add(name)
@@ -224,7 +221,7 @@ def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
       "steps": steps,
       "resumed_at": begin,
       "seconds": round(seconds, 1),
-      "images_per_second": metrics.images_per_second,
+      **metrics.speed,
       **{split: test(evaluated, split) for split in source.splits},
       "compression": float(compression),
       **cut,

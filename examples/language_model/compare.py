@@ -24,11 +24,10 @@ from typing import Any
 
 import jax
 
-from .. import kit
-from ..image_classification.parallel import Jit
-from . import config as settings
+from .. import kit, settings
+from ..parallel import Jit
 from . import report
-from .config import Config
+from .config import PRESETS, Config, check, from_arguments
 from .data import Source, open_source
 from .evaluate import Judge, cut, make_judge
 from .plan import LABELS, RATES, SPARSITIES, STRENGTHS, Plan, Run
@@ -66,9 +65,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     help="within a few minutes: a small model, two sparsities, one learning"
     " rate and strength",
   )
-  settings.add_arguments(parser, without=PLANNED)
+  settings.add_arguments(parser, Config, PRESETS, "tiny", without=PLANNED)
   args = parser.parse_args(argv)
-  args.base = settings.from_arguments(args)
+  args.base = from_arguments(args)
   first = {name: values[1:2] for name, values in RATES.items()}
   one = {name: values[:1] for name, values in STRENGTHS.items()}
   plan = (SPARSITIES, RATES, STRENGTHS)
@@ -78,7 +77,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.base = dataclasses.replace(args.base, **values)
     plan = ((0.5, 0.9), first, one)
   try:
-    settings.check(args.base)
+    check(args.base)
   except ValueError as error:
     parser.error(str(error))
   args.plan = Plan(*plan, steps=args.base.steps, mid=0.9, k=args.base.k)
@@ -189,7 +188,7 @@ def worth(args, run: Run, source: Source, judge: Judge) -> list[dict[str, Any]]:
       )
     stored = {**same, "rows": rows}
     kit.write_json(path, stored)
-  config = settings.read(folder)
+  config = settings.read(folder, Config)
   rate = {"learning_rate": config.learning_rate}
   strength = config.l1 if run.method == "l1" else config.weight_decay
   return [

@@ -1,89 +1,81 @@
-"""The settings of a run, its presets, and their command line."""
+"""The settings of a run, and their presets."""
 
 import argparse
 import dataclasses
-import json
-import pathlib
-from collections.abc import Sequence
 from typing import Any
 
-from .. import kit
+from .. import settings
+from ..settings import setting
 from .model import Shape
-
-
-def _setting(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
-  return dataclasses.field(
-    default=default, metadata={"help": text, "choices": choices}
-  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Everything that decides what a run computes."""
 
-  data: str = _setting(
+  data: str = setting(
     "",
     "text to train on, a file or a folder of files; without it, Python's own"
     " help topics",
   )
-  held_out: str = _setting("", "text of another kind to test on, likewise")
-  tokenizer: int = _setting(
+  held_out: str = setting("", "text of another kind to test on, likewise")
+  tokenizer: int = setting(
     0, "size of a byte-pair vocabulary trained on the text; 0 for bytes"
   )
-  layers: int = _setting(5, "blocks of the transformer")
-  width: int = _setting(128, "of activations")
-  heads: int = _setting(4, "of each attention")
-  hidden: int = _setting(352, "width within a feed-forward network")
-  activation: str = _setting(
+  layers: int = setting(5, "blocks of the transformer")
+  width: int = setting(128, "of activations")
+  heads: int = setting(4, "of each attention")
+  hidden: int = setting(352, "width within a feed-forward network")
+  activation: str = setting(
     "swiglu", "of the feed-forward networks", ("swiglu", "gelu")
   )
-  head: str = _setting(
+  head: str = setting(
     "tied", "the embedding, or weights of its own", ("tied", "own")
   )
-  context: int = _setting(128, "tokens that a sequence has")
-  dtype: str = _setting(
+  context: int = setting(128, "tokens that a sequence has")
+  dtype: str = setting(
     "float32",
     "of the computation; params stay float32",
     ("float32", "bfloat16"),
   )
-  method: str = _setting(
+  method: str = setting(
     "dense",
     "AdamW; with gradual magnitude pruning; with proximal steps of L1; or ReWA"
     " by AdamW",
     ("dense", "gmp", "l1", "rewa"),
   )
-  sparsity: float = _setting(
+  sparsity: float = setting(
     0.0,
     "share of zeros of attention and feed-forward kernels to end with, of gmp"
     " and rewa; 0 for rewa with a fixed weight decay",
   )
-  way: str = _setting(
+  way: str = setting(
     "nnx",
     "ReWA's way in: a model that stores latents, or the drop-in around the"
     " optimizer",
     ("nnx", "drop-in"),
   )
-  k: float = _setting(5, "ReWA's power")
-  m: float = _setting(0, "ReWA's m")
-  eps: float = _setting(1e-3, "ReWA's eps")
-  weight_decay: float = _setting(
+  k: float = setting(5, "ReWA's power")
+  m: float = setting(0, "ReWA's m")
+  eps: float = setting(1e-3, "ReWA's eps")
+  weight_decay: float = setting(
     0.1, "of kernels, or latents; of rewa asked for a sparsity the mild one"
   )
-  l1: float = _setting(0.05, "strength of the penalty of method l1")
-  learning_rate: float = _setting(2e-3, "its peak")
-  warmup: float = _setting(0.05, "share of the steps of linear warm-up")
-  steps: int = _setting(3000, "updates")
-  batch_size: int = _setting(32, "sequences an update, of all devices together")
-  accumulate: int = _setting(1, "parts that a batch is computed in")
-  clip: float = _setting(1.0, "largest global norm of gradients; 0 for any")
-  mesh: str = _setting(
+  l1: float = setting(0.05, "strength of the penalty of method l1")
+  learning_rate: float = setting(2e-3, "its peak")
+  warmup: float = setting(0.05, "share of the steps of linear warm-up")
+  steps: int = setting(3000, "updates")
+  batch_size: int = setting(32, "sequences an update, of all devices together")
+  accumulate: int = setting(1, "parts that a batch is computed in")
+  clip: float = setting(1.0, "largest global norm of gradients; 0 for any")
+  mesh: str = setting(
     "data", "params on every device, or spread over them", ("data", "fsdp")
   )
-  start: str = _setting("", "a run whose last weights this one starts from")
-  seed: int = _setting(0, "of initial weights and batches")
-  evaluate: int = _setting(262_144, "tokens of each part that losses are of")
-  evaluate_steps: int = _setting(500, "updates from validation to validation")
-  checkpoint_steps: int = _setting(250, "updates from checkpoint to checkpoint")
+  start: str = setting("", "a run whose last weights this one starts from")
+  seed: int = setting(0, "of initial weights and batches")
+  evaluate: int = setting(262_144, "tokens of each part that losses are of")
+  evaluate_steps: int = setting(500, "updates from validation to validation")
+  checkpoint_steps: int = setting(250, "updates from checkpoint to checkpoint")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -165,70 +157,7 @@ def check_start(config: Config, start: Config) -> None:
     )
 
 
-def add_arguments(
-  parser: argparse.ArgumentParser, without: Sequence[str] = ()
-) -> None:
-  """Adds --preset and a flag for every setting, but for some."""
-  parser.add_argument(
-    "--preset",
-    choices=PRESETS,
-    default="tiny",
-    help="settings to start from; flags override them (default: %(default)s)",
-  )
-  for field in dataclasses.fields(Config):
-    if field.name in without:
-      continue
-    default = f" (default: {field.default})" if field.default != "" else ""
-    parser.add_argument(
-      "--" + field.name.replace("_", "-"),
-      type=field.type,
-      choices=field.metadata["choices"] or None,
-      help=field.metadata["help"] + default,
-    )
-
-
 def from_arguments(args: argparse.Namespace) -> Config:
   """Returns the preset with what the command line says in place of its own."""
-  given = {
-    field.name: getattr(args, field.name)
-    for field in dataclasses.fields(Config)
-    if getattr(args, field.name, None) is not None
-  }
+  given = settings.given(args, Config)
   return Config(**{**PRESETS[args.preset], **given})
-
-
-def read(run: pathlib.Path) -> Config:
-  """Returns the settings of a run.
-
-  Raises:
-    FileNotFoundError: if the folder holds no run.
-  """
-  path = run / "config.json"
-  if not path.exists():
-    raise FileNotFoundError(f"{run} holds no run: it has no config.json.")
-  return Config(**json.loads(path.read_text()))
-
-
-def write(run: pathlib.Path, config: Config) -> None:
-  """Notes the settings of a run, or checks them if it was begun before.
-
-  Raises:
-    ValueError: if settings do not go together, or the run was begun with other
-      ones.
-  """
-  check(config)
-  path = run / "config.json"
-  if not path.exists():
-    kit.write_json(path, dataclasses.asdict(config))
-    return
-  before, now = dataclasses.asdict(read(run)), dataclasses.asdict(config)
-  changed = [
-    f"{name} was {before[name]!r} and is {now[name]!r}"
-    for name in now
-    if before[name] != now[name]
-  ]
-  if changed:
-    raise ValueError(
-      f"{run} holds a run with other settings: {', '.join(changed)}. Give"
-      " those, or another --out."
-    )

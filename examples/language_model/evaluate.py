@@ -10,7 +10,7 @@ import numpy as np
 
 import rewa_jax
 
-from ..image_classification.parallel import Jit
+from ..parallel import Jit
 from .config import Config
 from .data import Source, windows
 from .model import kernels

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import kit
-from . import config as settings
+from .. import kit, settings
+from .config import Config
 from .data import open_source
 from .state import make_setup
 from .train import load
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
   add("--seed", type=int, default=0, help="default: %(default)s")
   args = parser.parse_args(argv)
   try:
-    config = settings.read(args.run)
+    config = settings.read(args.run, Config)
     source = open_source(config, args.run)
     weights = load(args.run, source)
   except (ValueError, OSError) as error:

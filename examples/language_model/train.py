@@ -30,14 +30,13 @@ import optax
 
 import rewa_jax
 
-from .. import kit
-from ..image_classification.parallel import Jit
+from .. import kit, settings
+from ..metrics import Metrics
+from ..parallel import Jit
 from . import checkpoints as ckpt
-from . import config as settings
-from .config import Config
+from .config import PRESETS, Config, check, check_start, from_arguments
 from .data import Source, batch, open_source
 from .evaluate import cut, make_judge
-from .metrics import Metrics
 from .model import kernels
 from .state import (
   Setup,
@@ -54,7 +53,7 @@ PROGRAM = "examples.language_model.train"
 def main(argv: Sequence[str]) -> None:
   """Runs the program."""
   args = parse(argv)
-  config = settings.from_arguments(args)
+  config = from_arguments(args)
   run = args.out or pathlib.Path(f"results/language_{args.preset}")
   try:
     results = train(config, run, argv)
@@ -76,7 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     type=kit.folder,
     help="folder of the run (default: results/language_PRESET)",
   )
-  settings.add_arguments(parser)
+  settings.add_arguments(parser, Config, PRESETS, "tiny")
   return parser.parse_args(argv)
 
 
@@ -103,6 +102,7 @@ def train(
     OSError: if a file is missing.
     FloatingPointError: if the loss is not finite.
   """
+  check(config)
   settings.write(run, config)
   path = run / "results.json"
   if path.exists():
@@ -115,7 +115,7 @@ def train(
     )
   start = pathlib.Path(config.start) if config.start else None
   if start:
-    settings.check_start(config, settings.read(start))
+    check_start(config, settings.read(start, Config))
   source = source or open_source(config, start or run)
   source.save_tokenizer(run)
   setup, parallel, state = begin_with(config, source)
@@ -135,6 +135,7 @@ def train(
       run,
       begin,
       config.steps,
+      "tokens",
       config.batch_size * config.context,
       make_schedule(config),
     )
@@ -145,24 +146,23 @@ def train(
         source.parts["train"], key, step, config.batch_size, config.context
       )
       state, values = train_on(state, parallel.batch(rows), None)
-      metrics.step(step, values["loss"])
+      metrics.step(step, values)
       last = step == config.steps
       if step % config.evaluate_steps == 0 or last:
         losses = judge(to_weights(state.params), "validation")
-        metrics.log(step, "validation", **losses, **_shares(state))
-        metrics.rest()
+        metrics.result(step, "validation", **losses, **_shares(state))
       if step % config.checkpoint_steps == 0 or last:
         ckpt.save(checkpoints, state)
     seconds = time.perf_counter() - started
     weights, results = finished(config, to_weights(state.params), judge)
     results |= {part: judge(weights, part) for part in source.parts}
-    metrics.log(config.steps, "test", **results["test"])
+    metrics.result(config.steps, "test", **results["test"])
     results = {
       **kit.provenance(PROGRAM, argv, "flax", "orbax-checkpoint"),
       "devices": jax.device_count(),
       "resumed_at": begin,
       "seconds": round(seconds, 1),
-      "tokens_per_second": metrics.tokens_per_second,
+      **metrics.speed,
       **results,
     }
   kit.write_json(path, results)
@@ -207,7 +207,7 @@ def load(run: pathlib.Path, source: Source) -> Any:
     FileNotFoundError: if the folder holds no run, or one without checkpoint.
     ValueError: if the checkpoint cannot be read.
   """
-  config = settings.read(run)
+  config = settings.read(run, Config)
   if not (run / "checkpoints").is_dir():
     raise FileNotFoundError(f"{run} holds no checkpoint.")
   vocabulary = len(source.vocabulary.bytes_of)

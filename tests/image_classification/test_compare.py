@@ -23,9 +23,9 @@ from examples.image_classification import (
   worth,
 )
 from examples.image_classification.config import Config
-from examples.image_classification.metrics import Metrics
 from examples.image_classification.pipeline import open_data
 from examples.image_classification.state import make_schedule
+from examples.metrics import Metrics
 
 SMALL = functools.partial(
   models.ResNet, stages=(1,), block=models.NarrowBlock, width=4

@@ -20,12 +20,17 @@ needs("tensorboardX")
 needs("grain")
 Image = needs("PIL.Image")
 
+from examples import settings
 from examples.image_classification import checkpoints, compress, models, train
-from examples.image_classification import config as settings
-from examples.image_classification.config import PRESETS, Config
-from examples.image_classification.metrics import Metrics
-from examples.image_classification.parallel import Jit
+from examples.image_classification.config import (
+  PRESETS,
+  Config,
+  from_arguments,
+  to_arguments,
+)
 from examples.image_classification.pipeline import open_data, resolution_of
+from examples.metrics import Metrics
+from examples.parallel import Jit
 
 # Three epochs of 5 batches of digits.
 TINY = Config(epochs=3, batch_size=256, warmup_epochs=1)
@@ -251,7 +256,7 @@ def test_what_does_not_go_with_a_sparsity_is_said_before_a_run_begins(
 def test_with_a_sparsity_the_decay_of_a_preset_does_not_count():
   def decay(*arguments):
     arguments = ["--preset", "resnet20", *arguments]
-    return settings.from_arguments(train.parse(arguments)).weight_decay
+    return from_arguments(train.parse(arguments)).weight_decay
 
   assert decay() == 4e-3
   assert decay("--sparsity", "0.9") == 0
@@ -262,21 +267,21 @@ def test_with_a_sparsity_the_decay_of_a_preset_does_not_count():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_flags_say_settings(preset):
   config = Config(**PRESETS[preset], sparsity=0.9, skip_broken=True)
-  arguments = settings.to_arguments(config)
-  assert settings.from_arguments(train.parse(arguments)) == config
+  arguments = to_arguments(config)
+  assert from_arguments(train.parse(arguments)) == config
 
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_a_finished_run_is_left_alone(tmp_path, monkeypatch):
-  epoch = Metrics.epoch
+  result = Metrics.result
 
-  def interrupt(self, *args):
-    epoch(self, *args)
+  def interrupt(self, *args, **values):
+    result(self, *args, **values)
     signal.raise_signal(signal.SIGINT)
 
   begun(tmp_path, TINY)
   with monkeypatch.context() as patched:
-    patched.setattr(Metrics, "epoch", interrupt)
+    patched.setattr(Metrics, "result", interrupt)
     # The signal comes after the first epoch and is seen a step later.
     assert train.train(TINY, tmp_path, ["--seed", "0"]) == 130
   results = results_of(tmp_path, TINY)
@@ -365,7 +370,7 @@ def test_too_little_decay_is_said_before_training_with_what_would_do(
 )
 def test_lenet300_in_a_fifth_of_its_epochs_is_warned_of(arguments, said):
   parsed = train.parse(["--preset", "lenet300", *arguments])
-  config = settings.from_arguments(parsed)
+  config = from_arguments(parsed)
   # Of MNIST, 5,000 held back.
   steps_per_epoch = 55_000 // config.batch_size
   network = train.make_network(config, classes=10)

@@ -18,10 +18,9 @@ from tests.extras import needs
 needs("tensorboardX")
 needs("orbax.checkpoint")
 
-from examples.language_model import config as settings
+from examples import settings
 from examples.language_model import data, sample, train
-from examples.language_model.config import Config
-from examples.language_model.metrics import Metrics
+from examples.language_model.config import PRESETS, Config, check
 from examples.language_model.model import kernels
 from examples.language_model.state import (
   differentiate,
@@ -29,6 +28,7 @@ from examples.language_model.state import (
   make_optimizer,
   make_setup,
 )
+from examples.metrics import Metrics
 
 TINY = Config(
   layers=1,
@@ -157,7 +157,7 @@ def test_kill_9_changes_nothing(tmp_path):
   assert start("killed").wait() == start("whole").wait() == 0
   results = json.loads((tmp_path / "killed" / "results.json").read_text())
   assert 20 <= results["resumed_at"] < 400
-  config = settings.read(tmp_path / "whole")
+  config = settings.read(tmp_path / "whole", Config)
   text = data.open_source(config, tmp_path)
   weights = [train.load(tmp_path / name, text) for name in ("killed", "whole")]
   for one, other in zip(*map(jax.tree.leaves, weights)):
@@ -257,7 +257,7 @@ def test_settings_that_do_not_go_together_are_named(tmp_path):
     ({"accumulate": 3}, "a multiple of accumulate, 3, got 16"),
   ):
     with pytest.raises(ValueError, match=said):
-      settings.write(tmp_path, dataclasses.replace(TINY, **changes))
+      check(dataclasses.replace(TINY, **changes))
   settings.write(tmp_path, TINY)
   with pytest.raises(ValueError, match="steps was 60 and is 4"):
     settings.write(tmp_path, dataclasses.replace(TINY, steps=4))
@@ -299,4 +299,4 @@ def test_no_run_no_weights(source, tmp_path):
 
 def test_the_readme_names_every_preset():
   text = pathlib.Path(train.__file__).with_name("README.md").read_text()
-  assert all(f"`{preset}`" in text for preset in settings.PRESETS)
+  assert all(f"`{preset}`" in text for preset in PRESETS)

@@ -24,11 +24,9 @@ class Metrics:
     begin: the step to go on from; what an earlier start logged beyond it is
       dropped.
     steps: of the whole run.
-    batch_size: images a step.
+    unit: what is counted a second, as images or tokens.
+    size: how many of them a step has.
     schedule: the learning rate by step.
-
-  Attributes:
-    images_per_second: the median of all that was logged, None of nothing.
   """
 
   def __init__(
@@ -36,7 +34,8 @@ class Metrics:
     run: pathlib.Path,
     begin: int,
     steps: int,
-    batch_size: int,
+    unit: str,
+    size: int,
     schedule: optax.Schedule,
   ):
     path = run / "metrics.jsonl"
@@ -52,10 +51,12 @@ class Metrics:
       total=steps,
       initial=begin,
       unit="step",
+      desc=run.name,
       dynamic_ncols=True,
       disable=not self._writes,
     )
-    self._batch_size = batch_size
+    self._speed = f"{unit}_per_second"
+    self._size = size
     self._schedule = schedule
     self._shown: dict[str, str] = {}
     self._recent: list[dict[str, jax.Array]] = []
@@ -63,8 +64,10 @@ class Metrics:
     self._since = time.perf_counter()
 
   @property
-  def images_per_second(self) -> float | None:
-    return round(float(np.median(self._speeds)), 1) if self._speeds else None
+  def speed(self) -> dict[str, float | None]:
+    """The median of what was logged, by its name; None of nothing."""
+    median = round(float(np.median(self._speeds)), 1) if self._speeds else None
+    return {self._speed: median}
 
   def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Notes a step, and every so often what the steps since came to.
@@ -73,6 +76,7 @@ class Metrics:
       FloatingPointError: if the loss is not finite.
     """
     self._recent.append(metrics)
+    self._bar.update(step - self._bar.n)
     if step % _STEPS:
       return
     values = {
@@ -80,30 +84,24 @@ class Metrics:
       for name in metrics
     }
     now = time.perf_counter()
-    speed = self._batch_size * len(self._recent) / (now - self._since)
-    self._since = now
-    self._recent.clear()
+    speed = self._size * len(self._recent) / (now - self._since)
     self._speeds.append(speed)
-    self._bar.update(step - self._bar.n)
-    self._show(**values, images_per_second=speed)
-    values |= {
-      "learning_rate": float(self._schedule(step - 1)),
-      "images_per_second": speed,
-    }
-    self.log(step, "train", **values)
+    values[self._speed] = speed
+    self._show(**values)
+    rate = float(self._schedule(step - 1))
+    self.log(step, "train", **values, learning_rate=rate)
+    self._rest()
     if not math.isfinite(values["loss"]):
       raise FloatingPointError(
         f"the loss is {values['loss']} by step {step}; try a smaller"
-        " --learning-rate, or --warmup-epochs or --clip."
+        " --learning-rate, a longer warm-up or a smaller --clip."
       )
 
-  def epoch(self, step: int, split: str, values: dict[str, float]) -> None:
-    """Notes what a test at the end of an epoch gave."""
-    self._bar.update(step - self._bar.n)
-    self._show(**{f"{split} {name}": x for name, x in values.items()})
-    self.log(step, split, **values)
-    self._since = time.perf_counter()
-    self._recent.clear()
+  def result(self, step: int, kind: str, **values: float) -> None:
+    """Notes what was computed between steps: losses of a split."""
+    self._show(**{f"{kind} {name}": x for name, x in values.items()})
+    self.log(step, kind, **values)
+    self._rest()
 
   def warn(self, step: int, text: str) -> None:
     """Warns without waiting for the end of the run."""
@@ -126,16 +124,21 @@ class Metrics:
       if isinstance(value, float) and math.isfinite(value):
         self._board.add_scalar(f"{kind}/{name}", value, step)
 
-  def _show(self, **values):
-    self._shown |= {name: f"{value:.4g}" for name, value in values.items()}
-    self._bar.set_postfix(self._shown)
-
   def close(self) -> None:
     """Closes files and bar."""
     self._bar.close()
     if self._writes:
       self._file.close()
       self._board.close()
+
+  def _show(self, **values):
+    self._shown |= {name: f"{value:.4g}" for name, value in values.items()}
+    self._bar.set_postfix(self._shown, refresh=False)
+
+  def _rest(self):
+    """Begins to measure anew."""
+    self._since = time.perf_counter()
+    self._recent.clear()
 
 
 def _upto(line, step):

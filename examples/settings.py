@@ -1,0 +1,102 @@
+"""The settings of a run: a dataclass, its command line, its file."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from . import kit
+
+C = TypeVar("C")
+
+
+def setting(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
+  """Returns a field of a dataclass of settings, with what --help says of it."""
+  return dataclasses.field(
+    default=default, metadata={"help": text, "choices": choices}
+  )
+
+
+def add_arguments(
+  parser: argparse.ArgumentParser,
+  config: type,
+  presets: Mapping[str, Mapping[str, Any]],
+  preset: str,
+  without: Sequence[str] = (),
+) -> None:
+  """Adds --preset and a flag for every setting.
+
+  Args:
+    parser: of the program.
+    config: the dataclass.
+    presets: settings by name.
+    preset: the default one.
+    without: settings that get no flag.
+  """
+  parser.add_argument(
+    "--preset",
+    choices=presets,
+    default=preset,
+    help="settings to start from; flags override them (default: %(default)s)",
+  )
+  for field in dataclasses.fields(config):
+    if field.name in without:
+      continue
+    flag = "--" + field.name.replace("_", "-")
+    text = field.metadata["help"]
+    if field.type is bool:
+      parser.add_argument(flag, action="store_true", default=None, help=text)
+      continue
+    default = f" (default: {field.default})" if field.default != "" else ""
+    parser.add_argument(
+      flag,
+      type=field.type,
+      choices=field.metadata["choices"] or None,
+      help=text + default,
+    )
+
+
+def given(args: argparse.Namespace, config: type) -> dict[str, Any]:
+  """Returns the settings that the command line names."""
+  values = {
+    field.name: getattr(args, field.name, None)
+    for field in dataclasses.fields(config)
+  }
+  return {name: x for name, x in values.items() if x is not None}
+
+
+def read(run: pathlib.Path, config: type[C]) -> C:
+  """Returns the settings of a run.
+
+  Raises:
+    FileNotFoundError: if the folder holds no run.
+  """
+  path = run / "config.json"
+  if not path.exists():
+    raise FileNotFoundError(f"{run} holds no run: it has no config.json.")
+  return config(**json.loads(path.read_text()))
+
+
+def write(run: pathlib.Path, config: Any) -> None:
+  """Notes the settings of a run, or checks them if it was begun before.
+
+  Raises:
+    ValueError: if the run was begun with other settings.
+  """
+  path = run / "config.json"
+  if not path.exists():
+    kit.write_json(path, dataclasses.asdict(config))
+    return
+  before, now = map(dataclasses.asdict, (read(run, type(config)), config))
+  changed = [
+    f"{name} was {before[name]!r} and is {now[name]!r}"
+    for name in now
+    if before[name] != now[name]
+  ]
+  if changed:
+    raise ValueError(
+      f"{run} holds a run with other settings: {', '.join(changed)}. Give"
+      " those, or another --out."
+    )
