@@ -174,16 +174,22 @@ def decay_by_rank(
     steps_ahead = check_shapes("updates", updates, "params", params)
     since = state.count - begin
 
-    def rank_anew(old):
-      del old
+    def rank_anew(carry):
+      # A value of the carry: what has none of it XLA does before the loop.
+      latents = jax.tree.map(
+        lambda y: jnp.where(carry[0], y, 0), jax.lax.stop_gradient(params)
+      )
       progress = cubic_progress(state.count, begin, end)
-      strong = rank(_sizes(method, params, groups), progress)
-      return strong, *_shares(method, params, strong)
+      strong = rank(_sizes(method, latents, groups), progress)
+      return jnp.asarray(False), strong, *_shares(method, latents, strong)
 
     strong, treedef = jax.tree.flatten(state.strong)
     due = (since >= 0) & ((since % every == 0) | (state.count == end))
-    strong, scheduled, vanished = jax.lax.cond(
-      due, rank_anew, lambda old: old, (strong, state.scheduled, state.vanished)
+    # A loop of one turn or none: it writes where the masks lie, which a branch
+    # copies, and vmap does not turn it into ranking at every update.
+    shares = jax.lax.stop_gradient((state.scheduled, state.vanished))
+    _, strong, scheduled, vanished = jax.lax.while_loop(
+      lambda carry: carry[0], rank_anew, (due, strong, *shares)
     )
     mild = low(state.count) if callable(low) else low
     rates = _rates(method, params, strong, mild, high)

@@ -18,6 +18,7 @@ from rewa_jax import baselines
 STEPS = 400
 RATE = optax.warmup_cosine_decay_schedule(0.0, 0.2, STEPS // 10, STEPS)
 REWA = rewa_jax.Rewa(k=3, m=1)
+KEY = jax.random.key(0)
 
 # Six of the 24 weights have somewhere to go.
 TARGETS = {
@@ -334,6 +335,53 @@ def test_one_vmap_trains_a_grid_of_targets():
   np.testing.assert_allclose(weights["a"]["kernel"][1], one["a"]["kernel"])
 
 
+def test_states_under_vmap_are_as_each_alone_and_ranked_when_due_alone():
+  solver = rewa_jax.sgd(0.1, REWA, sparsity=0.5, steps=100)
+  latents = REWA.to_latents({"kernel": jax.random.normal(KEY, (3, 50, 40))})
+
+  def step(_, carry):
+    latents, state = carry
+    updates, state = solver.update(latents, state, latents)
+    return optax.apply_updates(latents, updates), state
+
+  # Out of step: each is ranked at updates of its own.
+  state = jax.vmap(solver.init)(latents)
+  counts = jnp.array([0, 30, 57])
+  start = latents, optax.tree.set(state, count=counts)
+  many = jax.jit(jax.vmap(step, in_axes=(None, 0)))
+  ends = jax.lax.fori_loop(0, 20, many, start)
+  for i in range(3):
+    one = jax.tree.map(lambda x, i=i: x[i], start)
+    for _ in range(20):
+      one = jax.jit(step)(0, one)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-6),
+      jax.tree.map(lambda x, i=i: x[i], ends),
+      one,
+    )
+  # Where nothing is due it should cost nothing: the search is a loop in a loop.
+  text = many.lower(0, start).compile().as_text()
+  assert text.count(" while(") > 1
+  assert text[text.index("\nENTRY") :].count(" while(") == 1
+
+
+def test_an_update_has_derivatives():
+  latents = REWA.to_latents({"kernel": jax.random.normal(KEY, (5, 4))})
+
+  def squares(low):
+    solver = rewa_jax.decay_by_rank(
+      REWA, 0.5, 0.1, 100, low=low, high=1.0, begin=0, end=1
+    )
+    state = solver.init(latents)._replace(count=jnp.int32(50))
+    updates, _ = solver.update(latents, state, latents)
+    return 0.5 * jnp.sum(updates["kernel"] ** 2)
+
+  y = latents["kernel"]
+  kept = jnp.abs(y) > jnp.sort(jnp.abs(y).ravel())[9]
+  expected = jnp.sum(jnp.where(kept, 1.25 * y**2, 0))
+  np.testing.assert_allclose(jax.grad(squares)(0.25), expected, rtol=1e-5)
+
+
 def test_hyperparameters_are_injected():
   solver = optax.inject_hyperparams(
     rewa_jax.rewa_sgd, static_args=("steps", "mask")
@@ -371,7 +419,7 @@ def test_state_and_params_are_donated():
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_weights_spread_over_devices_are_ranked_as_on_one(axis_type):
   mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(axis_type,) * 2)
-  latents = {"kernel": jax.random.normal(jax.random.key(0), (8, 16))}
+  latents = {"kernel": jax.random.normal(KEY, (8, 16))}
   spread = jax.device_put(latents, NamedSharding(mesh, P("x", "y")))
   solver = rewa_jax.decay_by_rank(REWA, 0.9, 0.1, 100, low=0.0, begin=0, end=1)
 

@@ -2,8 +2,9 @@
 
 The text is XLA's HLO after all passes. A kernel is what is started on the
 device: a fusion, a copy, a call of a library. It reads its operands once and
-writes its results once. A loop counts as often as it runs, and of a conditional
-the branch that moves less, which is that of most steps.
+writes its results once. A loop counts as often as it is known to run, and if it
+may be never, not at all; of a conditional the branch that moves less counts.
+That is what most steps do.
 """
 
 import math
@@ -58,7 +59,7 @@ class Work(NamedTuple):
       of a TPU's tiles included.
     accessed: bytes of all operands and results wherever they are, which is what
       the compiler's own analysis counts.
-    conditionals: how many there are.
+    conditionals: how many there are, with loops that may not run.
     collectives: by kind, how many run.
     exchanged: by kind, the bytes of their results.
   """
@@ -132,7 +133,9 @@ def _work_of(one, instructions, computations):
   if one.opcode == "while":
     trips = _TRIPS.search(one.attributes)
     body = re.search(r"body=%([\w.-]+)", one.attributes)
-    return _times(int(trips[1]) if trips else 1, _work(computations, body[1]))
+    if not trips:
+      return Work(conditionals=1)
+    return _times(int(trips[1]), _work(computations, body[1]))
   if one.opcode == "conditional":
     branches = [_work(computations, name) for name in called]
     least = min(branches, key=lambda work: work.moved)
