@@ -14,7 +14,13 @@ from rewa_jax._groups import Groups
 from rewa_jax._method import Method
 from rewa_jax._power import wide_dtype
 from rewa_jax._quantile import as_float, count
-from rewa_jax._ranking import Scope, check_ranking, cubic_progress, largest
+from rewa_jax._ranking import (
+  Scope,
+  check_ranking,
+  cubic_progress,
+  largest,
+  when_due,
+)
 from rewa_jax._trees import box_like, check_params, check_shapes, is_box, unbox
 
 # The decay budget that the strong decay has from its last new target on.
@@ -174,22 +180,15 @@ def decay_by_rank(
     steps_ahead = check_shapes("updates", updates, "params", params)
     since = state.count - begin
 
-    def rank_anew(carry):
-      # A value of the carry: what has none of it XLA does before the loop.
-      latents = jax.tree.map(
-        lambda y: jnp.where(carry[0], y, 0), jax.lax.stop_gradient(params)
-      )
+    def rank_anew(latents, _):
       progress = cubic_progress(state.count, begin, end)
       strong = rank(_sizes(method, latents, groups), progress)
-      return jnp.asarray(False), strong, *_shares(method, latents, strong)
+      return strong, *_shares(method, latents, strong)
 
     strong, treedef = jax.tree.flatten(state.strong)
     due = (since >= 0) & ((since % every == 0) | (state.count == end))
-    # A loop of one turn or none: it writes where the masks lie, which a branch
-    # copies, and vmap does not turn it into ranking at every update.
-    shares = jax.lax.stop_gradient((state.scheduled, state.vanished))
-    _, strong, scheduled, vanished = jax.lax.while_loop(
-      lambda carry: carry[0], rank_anew, (due, strong, *shares)
+    strong, scheduled, vanished = when_due(
+      due, rank_anew, params, (strong, state.scheduled, state.vanished)
     )
     mild = low(state.count) if callable(low) else low
     rates = _rates(method, params, strong, mild, high)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -96,6 +96,30 @@ def largest(
   else:
     kept = above_quantile(sizes, _times(sparsity, progress))
   return [jnp.broadcast_to(k, x.shape) for k, (_, x) in zip(kept, leaves)]
+
+
+def when_due(
+  due: jax.Array, rank: Callable[[Any, Any], Any], given: Any, old: Any
+) -> Any:
+  """Ranks anew or not at all: ``rank(given, old)`` where due, else ``old``.
+
+  A loop of one turn or none. It writes where the old masks lie, which a branch
+  copies, and of many under vmap it runs when one is due, not at every update.
+  """
+
+  def turn(carry):
+    due, old = carry
+
+    def bound(x):
+      is_float = jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+      return jnp.where(due, x, 0) if is_float else x
+
+    # To a value of the carry, or XLA does before the loop what it can.
+    bounded = jax.tree.map(bound, jax.lax.stop_gradient(given))
+    return jnp.zeros_like(due), rank(bounded, old)
+
+  start = due, jax.lax.stop_gradient(old)
+  return jax.lax.while_loop(lambda carry: carry[0], turn, start)[1]
 
 
 def cubic_progress(

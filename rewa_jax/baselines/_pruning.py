@@ -10,7 +10,13 @@ from rewa_jax._checks import check_number
 from rewa_jax._groups import Groups
 from rewa_jax._masks import Mask, kernels, select
 from rewa_jax._power import wide_dtype
-from rewa_jax._ranking import Scope, check_ranking, cubic_progress, largest
+from rewa_jax._ranking import (
+  Scope,
+  check_ranking,
+  cubic_progress,
+  largest,
+  when_due,
+)
 from rewa_jax._trees import check_params, check_shapes
 
 
@@ -120,10 +126,9 @@ def gradual_pruning(
 
     since = state.count - begin
 
-    def choose(kept):
+    def choose(given, kept):
       moved = iter(
-        jnp.where(keep, _size(x + u), 0)
-        for keep, x, u in zip(kept, weights, steps)
+        jnp.where(keep, _size(x + u), 0) for keep, x, u in zip(kept, *given)
       )
       # A tree again, by whose paths leaves are told.
       tree = treedef.unflatten(
@@ -135,7 +140,7 @@ def gradual_pruning(
 
     due = (since % every == 0) | (state.count == end)
     due = due & (since >= 0) & (state.count <= end)
-    kept = jax.lax.cond(due, choose, lambda kept: kept, kept)
+    kept = when_due(due, choose, (weights, steps), kept)
     steps = [
       jnp.where(keep, u, -x).astype(x.dtype)
       for keep, x, u in zip(kept, weights, steps)

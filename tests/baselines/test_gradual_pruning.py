@@ -243,6 +243,21 @@ def test_sparsity_may_be_traced():
     )
 
 
+def test_states_under_vmap_are_ranked_when_one_is_due_alone():
+  solver = baselines.gradual_pruning(0.5, begin=1, end=9, every=2)
+  params = {"kernel": jax.random.normal(jax.random.key(0), (3, 50, 40))}
+  state = jax.vmap(solver.init)(params)
+  update = jax.jit(jax.vmap(solver.update))
+  text = update.lower(params, state, params).compile().as_text()
+  # The search is a loop within the one that may have no turn.
+  assert text.count(" while(") > 1
+  assert text[text.index("\nENTRY") :].count(" while(") == 1
+  for count, expected in ((0, 0), (1, 0), (2, 0), (9, 1000)):
+    due = state._replace(count=jnp.array([0, 0, count]))
+    masks = update(params, due, params)[1].masks["kernel"]
+    assert jnp.sum(~masks, axis=(1, 2)).tolist() == [0, 0, expected]
+
+
 def test_the_masks_of_the_state_are_what_was_pruned():
   solver = baselines.gradual_pruning(0.5, begin=0, end=4, every=1)
   params, state = PARAMS, solver.init(PARAMS)
