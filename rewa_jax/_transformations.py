@@ -14,7 +14,9 @@ from rewa_jax._rewa import Rewa
 
 # The mild decay where a sparsity s is asked for, times the method's degree and
 # the root of 1 - s: sparser networks want more. SGD's is for no momentum.
-MILD_SGD, MILD_ADAM = 5.8e-3, 0.14
+_MILD_SGD, _MILD_ADAM = 5.8e-3, 0.14
+# Adam's is the same below.
+_LEAST_ADAM = 0.95
 
 
 class ScaleByMethodState(NamedTuple):
@@ -155,8 +157,9 @@ def sgd(
       :math:`\lambda` (with momentum, which counts the gradient
       1 / (1 - momentum) times, times :math:`(1 - \text{momentum})\lambda`). How
       strongly it shrinks weights by the end of training is
-      :func:`decay_budget`. With a sparsity it is the mild decay, and may be
-      left out.
+      :func:`decay_budget`. With a sparsity it is the mild decay, by default
+      :math:`0.0058\,(1 - \text{momentum})` over :math:`k\sqrt{1 - s}`, k the
+      method's degree and s the sparsity.
     sparsity: the share of zeros to end with, 0 <= sparsity < 1, by
       :func:`decay_by_rank`, after which :func:`finalize` cuts exactly so many.
       May be traced. None for the same weight decay on all weights.
@@ -203,7 +206,7 @@ def sgd(
   rule = optax.identity()
   if momentum is not None:
     rule = optax.trace(decay=momentum, nesterov=nesterov)
-  mild = MILD_SGD * (1 if momentum is None else 1 - momentum)
+  mild = _MILD_SGD * (1 if momentum is None else 1 - momentum)
   return _chain(
     rule, learning_rate, method, weight_decay, sparsity, steps, mild
   )
@@ -235,7 +238,9 @@ def adamw(
     learning_rate: :math:`\eta_t`, a number or a schedule.
     method: the method that made the latents.
     weight_decay: :math:`\lambda` >= 0, a number or a schedule, applied to the
-      latents. With a sparsity it is the mild decay, and may be left out.
+      latents. With a sparsity it is the mild decay, by default 0.14 over
+      :math:`k\sqrt{1 - s}`, k the method's degree and s the sparsity, or 0.95
+      if that is more.
     sparsity: the share of zeros to end with, 0 <= sparsity < 1, by
       :func:`decay_by_rank`, after which :func:`finalize` cuts exactly so many.
       May be traced. None for the same weight decay on all weights.
@@ -270,7 +275,9 @@ def adamw(
   """
   rule = optax.scale_by_adam(b1=b1, b2=b2, eps=adam_eps)
   return _chain(
-    rule, learning_rate, method, weight_decay, sparsity, steps, MILD_ADAM
+    *(rule, learning_rate, method, weight_decay, sparsity, steps),
+    mild=_MILD_ADAM,
+    least=_LEAST_ADAM,
   )
 
 
@@ -303,8 +310,9 @@ def rewa_sgd(
     eps: >= 0. With m < 2, eps > 0 is the paper's Config B.
     weight_decay: :math:`\lambda` >= 0, a number or a schedule, applied to the
       latents. How strongly it shrinks weights by the end of training is
-      :func:`decay_budget`. With a sparsity it is the mild decay, and may be
-      left out.
+      :func:`decay_budget`. With a sparsity it is the mild decay, by default
+      :math:`0.0058\,(1 - \text{momentum})` over :math:`k\sqrt{1 - s}`, k the
+      method's degree and s the sparsity.
     sparsity: the share of zeros to end with, 0 <= sparsity < 1, by
       :func:`decay_by_rank`, after which :func:`finalize` cuts exactly so many.
       May be traced. None for the same weight decay on all weights.
@@ -384,7 +392,9 @@ def rewa_adamw(
     m: 0 <= m <= k - 1.
     eps: ReWA's eps, >= 0. Adam's own is adam_eps.
     weight_decay: :math:`\lambda` >= 0, a number or a schedule, applied to the
-      latents. With a sparsity it is the mild decay, and may be left out.
+      latents. With a sparsity it is the mild decay, by default 0.14 over
+      :math:`k\sqrt{1 - s}`, k the method's degree and s the sparsity, or 0.95
+      if that is more.
     sparsity: the share of zeros to end with, 0 <= sparsity < 1, by
       :func:`decay_by_rank`, after which :func:`finalize` cuts exactly so many.
       May be traced. None for the same weight decay on all weights.
@@ -441,6 +451,7 @@ def _chain(
   sparsity: Any,
   steps: int | None,
   mild: "Scalar",
+  least: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
   if weight_decay is not None and not callable(weight_decay):
     check_number("weight_decay", weight_decay, at_least=0)
@@ -448,7 +459,8 @@ def _chain(
     low: Any = weight_decay
     if low is None:
       shares = jnp.stack([jnp.asarray(s) for s in jax.tree.leaves(sparsity)])
-      low = mild / (method.degree * jnp.sqrt(1 - jnp.mean(shares)))
+      left = 1 - jnp.maximum(jnp.mean(shares), least)
+      low = mild / (method.degree * jnp.sqrt(left))
     decay = decay_by_rank(method, sparsity, learning_rate, steps, low=low)
   elif sparsity is not None or steps is not None:
     raise ValueError(

@@ -109,6 +109,26 @@ def test_adam_takes_a_sparsity():
   assert cut.largest_cut < 0.05 < 0.5 < cut.smallest_kept
 
 
+@pytest.mark.parametrize(
+  "solver, sparsity, expected",
+  [
+    (rewa_jax.sgd, 0.75, 0.0058 / (3 * 0.5)),
+    (functools.partial(rewa_jax.sgd, momentum=0.9), 0.75, 0.00058 / (3 * 0.5)),
+    (rewa_jax.adamw, 0.75, 0.14 / (3 * 0.05**0.5)),
+    (rewa_jax.adamw, 0.95, 0.14 / (3 * 0.05**0.5)),
+    (rewa_jax.adamw, 0.99, 0.14 / (3 * 0.1)),
+  ],
+)
+def test_the_mild_decay_is_by_default_as_documented(solver, sparsity, expected):
+  latents = {"kernel": jnp.ones((2, 2))}
+  solver = solver(0.1, REWA, sparsity=sparsity, steps=1000)
+  # Long before the first ranking.
+  updates, _ = solver.update(
+    {"kernel": jnp.zeros((2, 2))}, solver.init(latents), latents
+  )
+  np.testing.assert_allclose(updates["kernel"], -0.1 * expected, rtol=1e-5)
+
+
 def test_the_drop_in_takes_it_in_the_place_of_its_decay():
   inner = optax.chain(
     optax.trace(0.0),

@@ -26,14 +26,17 @@ class Base(NamedTuple):
     rule: what becomes of the scaled gradient.
     mild: the default decay of what stays, times the method's degree and the
       root of the share that stays.
+    least: the sparsity below which it is the same.
   """
 
   method: rewa_jax.Method
   rule: optax.GradientTransformation
   mild: float
+  least: float = 0.0
 
   def decay(self, sparsity):
-    return self.mild / (self.method.degree * jnp.sqrt(1 - sparsity))
+    left = 1 - jnp.maximum(sparsity, self.least)
+    return self.mild / (self.method.degree * jnp.sqrt(left))
 
   def strong(self, run, end=END, budget=STRONG):
     steps = jnp.arange(int(end * run.steps), run.steps)
@@ -46,7 +49,7 @@ def with_sgd(method: rewa_jax.Method) -> Base:
 
 
 def with_adam(method: rewa_jax.Method) -> Base:
-  return Base(method, optax.scale_by_adam(), 0.14)
+  return Base(method, optax.scale_by_adam(), 0.14, 0.95)
 
 
 def on_latents(base: Base, run: Run, decay, scale=None) -> Setting:

@@ -144,4 +144,4 @@ def mild_decay(sparsity: float, k: float) -> float:
 
   The drop-in has to be told.
   """
-  return round(0.14 / (k * (1 - sparsity) ** 0.5), 4)
+  return round(0.14 / (k * min(1 - sparsity, 0.05) ** 0.5), 4)
