@@ -1,12 +1,13 @@
 """Compares the sparsity methods of the field on one network and data set.
 
 For every method a frontier: how accurate it is at every compression. A first
-stage finds its learning rate, of three and by two strengths. A second trains
-eight strengths at that rate, and two more beyond an end that turns out best, up
-to twice. Those that are best at 20, 50, 100, 200 or 400 times are trained anew
-from two other seeds. Every network is pruned to every compression of one list;
-images held back choose, test images are only reported. Then the eight best
-methods train long, with the same strengths at the rate found.
+stage finds its learning rate by two strengths, of three rates and up to two
+beyond an end that turns out best. A second trains eight strengths at that rate,
+and two more beyond an end that is best, up to twice. Those that are best at 20,
+50, 100, 200 or 400 times are trained anew from two other seeds. Every network
+is pruned to every compression of one list; images held back choose, test images
+are only reported. Then the eight best methods train long, with the same
+strengths at the rate found.
 
 Reads the IDX files of MNIST or of a data set in its format from --data, or
 takes scikit-learn's digits, enlarged to 28 x 28. Writes table.md, frontiers.csv
@@ -35,10 +36,11 @@ from .frontier import (
   COMPRESSIONS,
   DECISIVE,
   UNPRUNED,
+  Found,
   Trial,
-  best_rate,
   chosen_rungs,
   ends_reached,
+  ranked_rates,
   score,
 )
 from .methods import MAIN, Recipe, methods
@@ -163,8 +165,13 @@ class Trials:
       self.all += run(missing, seed)
       kit.write_json(self._path, self._content)
 
-  def of(self, seeds: Sequence[int]) -> list[Trial]:
-    return [trial for trial in self.all if trial["seed"] in seeds]
+  def of(self, seeds: Sequence[int], rate: float | None = None) -> list[Trial]:
+    """Returns the trials of some seeds, of all rates or of one."""
+    return [
+      trial
+      for trial in self.all
+      if trial["seed"] in seeds and rate in (None, trial["rate"])
+    ]
 
 
 def run_cells(network, recipe, data, epochs, pilot, name, cells, seed):
@@ -202,31 +209,43 @@ def run_cells(network, recipe, data, epochs, pilot, name, cells, seed):
   ]
 
 
-def search(
-  args, recipe: Recipe, trials: Trials, run, rate=None, at=DECISIVE
-) -> None:
-  """Finds a rate, if none is given, and trains what makes a frontier."""
-  if rate is None:
-    cells = [(rung, rate) for rate in recipe.rates for rung in PROBES]
+def find_rate(args, recipe: Recipe, trials: Trials, run, at) -> list[float]:
+  """Tries learning rates; returns them, the best first."""
+  rates = list(recipe.rates)
+  for _ in range(1 + args.extensions):
+    cells = [(rung, rate) for rate in rates for rung in PROBES]
     trials.add(cells, RATE_SEED, run)
-    rate = best_rate(trials.of([RATE_SEED]), at)
+    best, *others = ranked_rates(trials.of([RATE_SEED]), at)
+    if not others or min(others) < best < max(others):
+      break
+    rates.append(best / 2 if best < min(others) else 2 * best)
+  return [best, *others]
+
+
+def search(
+  args, recipe: Recipe, trials: Trials, run, rates=None, at=DECISIVE
+) -> Found:
+  """Finds a rate, if none are given, and trains what makes a frontier."""
+  rates = rates or find_rate(args, recipe, trials, run, at)
+  rate = rates[0]
   first, *others = args.seeds
   rungs = list(args.rungs)
   for _ in range(1 + args.extensions):
     trials.add([(rung, rate) for rung in rungs], first, run)
-    weakest, strongest = ends_reached(trials.of([first]), at)
+    weakest, strongest = ends_reached(trials.of([first], rate), at)
     low, high = min(rungs), max(rungs)
     rungs += range(low - BEYOND * weakest, low)
     rungs += range(high + 1, high + 1 + BEYOND * strongest)
-  chosen = sorted(set(chosen_rungs(trials.of([first]), at)))
+  chosen = sorted(set(chosen_rungs(trials.of([first], rate), at)))
   for seed in others:
     trials.add([(rung, rate) for rung in chosen], seed, run)
+  return Found(rates, trials.of(args.seeds, rate))
 
 
 def compare(
   args, network, data, epochs, stage, rates=None
-) -> Iterator[tuple[str, list[Trial]]]:
-  """Yields every method and its trials of some epochs, the dense one first."""
+) -> Iterator[tuple[str, Found]]:
+  """Yields every method and what is found of it, the dense one first."""
   digest = hashlib.sha256(np.asarray(data.train[0]).tobytes()).hexdigest()
   made = kit.provenance(MODULE, args.argv)
   dense, pilots = [], {}
@@ -261,9 +280,8 @@ def compare(
       run_cells, network, recipe, data, epochs, pilot, name
     )
     at = UNPRUNED if name == "dense" else DECISIVE
-    search(args, recipe, trials, run, rates and rates[name], at)
-    found = trials.of(args.seeds)
-    dense = dense or found
+    found = search(args, recipe, trials, run, rates and rates[name], at)
+    dense = dense or found.trials
     yield name, found
 
 
@@ -271,7 +289,7 @@ def file_name(method: str) -> str:
   return re.sub(r"\W+", "_", method.lower()).strip("_") + ".json"
 
 
-def report(args, stages: dict[int, dict[str, list[Trial]]]) -> str:
+def report(args, stages: dict[int, dict[str, Found]]) -> str:
   """Writes what is there so far; returns the table."""
   rows = tables.rows(stages, args.recipes)
   table = tables.to_markdown(rows)
@@ -288,16 +306,16 @@ def main(argv: Sequence[str]) -> None:
   network = NETWORKS[args.network](int(data.train[1].max()) + 1)
   short, long = args.epochs
   stages: dict[int, dict[str, list[Trial]]] = {short: {}}
-  for name, trials in compare(args, network, data, short, "short"):
-    stages[short][name] = trials
+  for name, found in compare(args, network, data, short, "short"):
+    stages[short][name] = found
     table = report(args, stages)
   if long:
-    rivals = {n: score(t) for n, t in stages[short].items() if n != "dense"}
-    best = ["dense", *sorted(rivals, key=rivals.get)[-BEST:]]
-    rates = {name: stages[short][name][0]["rate"] for name in best}
+    scores = {name: score(f.trials) for name, f in stages[short].items()}
+    rivals = sorted(scores.keys() - {"dense"}, key=scores.get)
+    rates = {n: stages[short][n].rates for n in ("dense", *rivals[-BEST:])}
     stages[long] = {}
-    for name, trials in compare(args, network, data, long, "long", rates):
-      stages[long][name] = trials
+    for name, found in compare(args, network, data, long, "long", rates):
+      stages[long][name] = found
       table = report(args, stages)
   print(f"{table}Written to {args.out}.")
 

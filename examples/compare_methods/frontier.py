@@ -8,7 +8,7 @@ decide what stands on a frontier.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -24,12 +24,28 @@ UNPRUNED = (1,)
 Trial = dict[str, Any]
 
 
-def best_rate(trials: Sequence[Trial], at: Sequence[int] = DECISIVE) -> float:
-  """Returns the rate whose best trials are the most accurate on average."""
+class Found(NamedTuple):
+  """What is found of a method.
+
+  Attributes:
+    rates: those that were tried, the best first.
+    trials: of the best, tested.
+  """
+
+  rates: list[float]
+  trials: list[Trial]
+
+
+def ranked_rates(
+  trials: Sequence[Trial], at: Sequence[int] = DECISIVE
+) -> list[float]:
+  """Returns the rates, those whose best trials are the most accurate first."""
+
+  def score_of(rate):
+    return score([trial for trial in trials if trial["rate"] == rate], at)
+
   rates = sorted({trial["rate"] for trial in trials})
-  return max(
-    rates, key=lambda rate: score([t for t in trials if t["rate"] == rate], at)
-  )
+  return sorted(rates, key=score_of, reverse=True)
 
 
 def score(trials: Sequence[Trial], at: Sequence[int] = DECISIVE) -> float:

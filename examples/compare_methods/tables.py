@@ -11,7 +11,7 @@ from .frontier import (
   COMPRESSIONS,
   DECISIVE,
   UNPRUNED,
-  Trial,
+  Found,
   columns,
   compression_at,
   ends_reached,
@@ -49,22 +49,22 @@ class Row(NamedTuple):
 
 
 def rows(
-  stages: Mapping[int, Mapping[str, Sequence[Trial]]],
+  stages: Mapping[int, Mapping[str, Found]],
   recipes: Mapping[str, Recipe],
 ) -> list[Row]:
   """Returns a row for each method of each stage, the best first."""
   result = []
   for epochs, methods in stages.items():
     of_stage = []
-    for name, trials in methods.items():
-      recipe, rate = recipes[name], trials[0]["rate"]
+    for name, (rates, trials) in methods.items():
+      recipe, rate = recipes[name], rates[0]
       found = frontier(trials)
       at = UNPRUNED if name == "dense" else DECISIVE
       # As the search has it: of the seed that all strengths have.
       first = [t for t in trials if t["seed"] == trials[0]["seed"]]
       ends = dict(zip(("weakest", "strongest"), ends_reached(first, at)))
       edges = [end for end, reached in ends.items() if reached]
-      if rate in (min(recipe.rates), max(recipe.rates)):
+      if len(rates) > 1 and rate in (min(rates), max(rates)):
         edges.append("rate")
       strengths = [recipe.ladder(int(rung)) for rung in found["rung"]]
       of_stage.append(Row(name, epochs, rate, strengths, found, edges))

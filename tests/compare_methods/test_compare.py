@@ -10,6 +10,12 @@ import numpy as np
 import pytest
 
 from examples.compare_methods import compare, methods, tables, training
+from examples.compare_methods.frontier import (
+  DECISIVE,
+  UNPRUNED,
+  Found,
+  ranked_rates,
+)
 
 # Of each kind of method one: latents, penalties, and a state that prunes.
 QUICK = ("ReWA", "L1, proximal", "GMP")
@@ -129,13 +135,17 @@ def test_ladders_go_on_in_both_directions():
     assert len(set(rungs)) >= 15, name
 
 
-def invented(best, seed=1):
+def invented(best, best_rate=0.2):
   """Returns what trials find where one rung is best at every compression."""
 
   def run(cells, seed):
     return [
       {"rung": rung, "rate": rate, "seed": seed, "strength": rung}
-      | {"validation": [1 - 0.01 * abs(rung - b) - rate for b in best]}
+      | {
+        "validation": [
+          1 - 0.01 * abs(rung - b) - abs(rate - best_rate) for b in best
+        ]
+      }
       for rung, rate in cells
     ]
 
@@ -147,13 +157,14 @@ def best_at(weak, strong):
   return np.linspace(weak, strong, count)
 
 
-def search(tmp_path, best, **changed):
+def search(tmp_path, best, *best_rate):
   args = compare.parse(["--out", str(tmp_path)])
-  for name, value in changed.items():
-    setattr(args, name, value)
   recipe = methods.methods()["L1, proximal"]
   trials = compare.Trials(tmp_path / "trials.json", {}, {})
-  compare.search(args, recipe, trials, invented(best))
+  found = compare.search(args, recipe, trials, invented(best, *best_rate))
+  rate = found.rates[0]
+  assert {t["rate"] for t in trials.all if t["seed"]} == {rate}
+  assert found.trials == [t for t in trials.all if t["seed"]]
   return trials.all
 
 
@@ -163,7 +174,7 @@ def test_a_search_finds_the_rate_then_the_strengths_then_takes_seeds(tmp_path):
   assert probes == [(r, rate) for rate in (0.1, 0.2, 0.4) for r in (2, 5)]
   tried = [t["rung"] for t in trials if t["seed"] == 1]
   assert tried == list(range(8))
-  assert {t["rate"] for t in trials if t["seed"]} == {0.1}
+  assert {t["rate"] for t in trials if t["seed"]} == {0.2}
   for seed in (2, 3):
     again = [t["rung"] for t in trials if t["seed"] == seed]
     assert set(again) < set(tried)
@@ -179,6 +190,20 @@ def test_a_search_goes_beyond_an_end_that_is_best(tmp_path):
   tried = sorted(t["rung"] for t in trials if t["seed"] == 1)
   assert tried[-1] == 7
   assert tried[0] in (-2, -4)
+
+
+@pytest.mark.parametrize(
+  ("best", "tried"),
+  [
+    (0.3, [0.1, 0.2, 0.4]),
+    (0.9, [0.1, 0.2, 0.4, 0.8, 1.6]),
+    (9.0, [0.1, 0.2, 0.4, 0.8, 1.6]),
+    (0.05, [0.025, 0.05, 0.1, 0.2, 0.4]),
+  ],
+)
+def test_a_search_tries_rates_beyond_one_that_is_best(best, tried, tmp_path):
+  trials = search(tmp_path, best_at(2, 5), best)
+  assert sorted({t["rate"] for t in trials if t["seed"] == 0}) == tried
 
 
 def test_trials_that_are_there_are_not_run_again(tmp_path):
@@ -263,13 +288,23 @@ def test_the_table_of_the_readme_is_that_of_the_results():
 
 def test_the_committed_table_is_made_of_the_committed_trials():
   folder = FOLDER / "results" / "lenet300"
-  found = {}
-  for path in folder.glob("*/*.json"):
+  found, rates = {}, {}
+  # The short trainings, which have the trials of rates, come last.
+  for path in sorted(folder.glob("*/*.json"), reverse=True):
     content = json.loads(path.read_text())
-    of_stage = found.setdefault(content["epochs"], {})
-    seeds = content["seeds"]
-    trials = [t for t in content["trials"] if t["seed"] in seeds]
-    of_stage[content["method"]] = trials
+    name, epochs, trials = map(content.get, ("method", "epochs", "trials"))
+    probes = [t for t in trials if t["seed"] == compare.RATE_SEED]
+    if probes:
+      at = UNPRUNED if name == "dense" else DECISIVE
+      rates[name] = ranked_rates(probes, at)
+    found.setdefault(epochs, {})[name] = Found(
+      rates[name],
+      [
+        t
+        for t in trials
+        if t["seed"] in content["seeds"] and t["rate"] == rates[name][0]
+      ],
+    )
   rows = tables.rows(dict(sorted(found.items())), methods.methods())
   table = (folder / "table.md").read_text()
   assert table.startswith(tables.to_markdown(rows).strip())

@@ -6,12 +6,12 @@ from scipy import stats
 
 from examples.compare_methods.frontier import (
   COMPRESSIONS,
-  best_rate,
   chosen_rungs,
   compression_at,
   ends_reached,
   frontier,
   interval,
+  ranked_rates,
 )
 
 COUNT = len(COMPRESSIONS)
@@ -50,7 +50,7 @@ def test_a_strength_that_lacks_a_seed_does_not_count():
 def test_the_rate_is_the_one_whose_best_strengths_are_the_most_accurate():
   low = [trial(0, WEAK, rate=0.1), trial(1, STRONG, rate=0.1)]
   high = [trial(0, WEAK + 0.01, rate=0.2), trial(1, WEAK, rate=0.2)]
-  assert best_rate([*low, *high]) == 0.1
+  assert ranked_rates([*low, *high]) == [0.1, 0.2]
 
 
 def test_an_end_is_reached_where_it_is_best():
