@@ -14,6 +14,7 @@ Started anew it goes on from the last variant that results.json has.
 
 import argparse
 import functools
+import math
 import pathlib
 import sys
 from typing import NamedTuple
@@ -233,6 +234,9 @@ def table(rows) -> str:
       continue
     cells = []
     for s in sparsities:
+      if s not in points[variant]:
+        cells.append("")
+        continue
       gain, error = points[variant][s]
       spread = f" ± {100 * error:.2f}" if error else ""
       loss = losses[variant][s][0]
@@ -251,7 +255,10 @@ def draw(rows, title: str) -> plt.Figure:
   )
   colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(sparsities)))
   for i, (sparsity, color) in enumerate(zip(sparsities, colors)):
-    mean, error = 100 * np.array([points[n][sparsity] for n in names]).T
+    nothing = math.nan, math.nan
+    mean, error = (
+      100 * np.array([points[n].get(sparsity, nothing) for n in names]).T
+    )
     place = np.arange(len(names)) + (i / len(sparsities) - 0.4) * 0.7
     ax.errorbar(
       mean,

@@ -110,6 +110,12 @@ def test_gains_are_of_equal_seeds():
   assert "| m = 0 | +3.00 ± 1.00, -0.030 |" in ablation.table(ROWS)
 
 
+def test_a_variant_may_lack_sparsities():
+  rows = ROWS + [row | {"sparsity": 0.5} for row in ROWS[:2]]
+  assert "| m = 0 |  | +3.00 ± 1.00, -0.030 |" in ablation.table(rows)
+  assert len(ablation.draw(rows, "").axes) == 1
+
+
 @pytest.mark.slow
 def test_what_was_trained_is_not_trained_again(tmp_path, capsys):
   argv = ["--epochs", "1", "--sparsities", "0.5", "--out", str(tmp_path)]
