@@ -123,4 +123,4 @@ def test_the_results_in_the_readme_are_those_of_the_program():
   readme = (folder / "README.md").read_text().split("## First results")[1]
   rows = [line for line in readme.splitlines() if line.startswith("| ")]
   labels = [row.split(" | ")[0].strip("| ") for row in rows]
-  assert len(labels) == 4 and all(row in table for row in rows[1:])
+  assert len(labels) == 5 and all(row in table for row in rows[1:])
