@@ -370,10 +370,11 @@ def test_states_under_vmap_are_as_each_alone_and_ranked_when_due_alone():
   start = latents, optax.tree.set(state, count=counts)
   many = jax.jit(jax.vmap(step, in_axes=(None, 0)))
   ends = jax.lax.fori_loop(0, 20, many, start)
+  alone = jax.jit(step)
   for i in range(3):
     one = jax.tree.map(lambda x, i=i: x[i], start)
     for _ in range(20):
-      one = jax.jit(step)(0, one)
+      one = alone(0, one)
     jax.tree.map(
       functools.partial(np.testing.assert_allclose, rtol=1e-6),
       jax.tree.map(lambda x, i=i: x[i], ends),

@@ -1,6 +1,6 @@
 """What a trained sparse network is deployed as: small files, fast models.
 
-The package `rewa_jax` does not import this: its parts need the extra `deploy`.
+`save`, `load` and `to_scipy` need the extra `deploy`, the others do not.
 """
 
 from rewa_jax.deploy._compact import Compact, compact

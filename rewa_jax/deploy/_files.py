@@ -12,8 +12,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_bytes
 
 from rewa_jax._method import Method
 from rewa_jax._trees import Path, leaf_path, with_paths
@@ -83,6 +81,8 @@ def save(
     raise ValueError(
       f"dtype must be None, 'float16' or 'bfloat16', got {dtype!r}."
     )
+  from safetensors.numpy import save as to_bytes
+
   check_weights(weights)
   arrays, leaves = {}, {}
   for keys, leaf in jax.tree_util.tree_leaves_with_path(weights):
@@ -131,6 +131,8 @@ def load(
       limit once read, or has other leaves than like.
     OSError: if there is no such file.
   """
+  from safetensors import SafetensorError, safe_open
+
   try:
     with safe_open(path, framework="np") as file:
       header = file.metadata() or {}

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 from jax.experimental import sparse
 
 from rewa_jax._masks import Mask, kernels, selected
@@ -76,6 +75,8 @@ def to_scipy(weights: Any, *, mask: "Mask | None" = kernels) -> Any:
     >>> print(np.array([[1.0, 2.0, 3.0]]) @ layer["kernel"] + layer["bias"])
     [[2. 3. 4.]]
   """
+  import scipy.sparse
+
   weights = jax.tree.map(np.asarray, weights)
   return _replace(
     weights, mask, lambda _, x: scipy.sparse.csr_array(x) if x.ndim == 2 else x

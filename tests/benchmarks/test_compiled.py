@@ -112,6 +112,27 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert counting.work(text) == counting.Work(7, 7 * 800, 7 * 800)
 
 
+@pytest.mark.parametrize(
+  ("goes_on", "expected"),
+  [
+    ("compare(%i, %n), direction=LT", counting.Work(1, 800, 800)),
+    ("get-tuple-element(%p), index=0", counting.Work(conditionals=1)),
+  ],
+)
+def test_a_loop_without_a_number_counts_once_and_by_a_flag_never(
+  goes_on, expected
+):
+  text = program(
+    "%a = f32[100]{0} parameter(0)",
+    "ROOT %w = f32[100]{0} while(%a), condition=%test, body=%body",
+    before=LOOP
+    + computation(
+      "test", "%p = () parameter(0)", f"ROOT %g = pred[] {goes_on}"
+    ),
+  )
+  assert counting.work(text) == expected
+
+
 def test_of_a_conditional_the_branch_that_moves_less_counts():
   text = program(
     "%a = f32[100]{0} parameter(0)",

@@ -181,6 +181,12 @@ def test_who_trains_needs_none_of_it():
   assert not {"safetensors", "rewa_jax.deploy"} & {*found.stdout.split()}
 
 
+def test_what_is_no_file_needs_no_extra():
+  code = "import rewa_jax.deploy, sys; print('safetensors' in sys.modules)"
+  command = [sys.executable, "-c", code]
+  assert subprocess.check_output(command, text=True).strip() == "False"
+
+
 # Files that are damaged, or made to harm.
 
 

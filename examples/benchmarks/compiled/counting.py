@@ -2,9 +2,10 @@
 
 The text is XLA's HLO after all passes. A kernel is what is started on the
 device: a fusion, a copy, a call of a library. It reads its operands once and
-writes its results once. A loop counts as often as it is known to run, and if it
-may be never, not at all; of a conditional the branch that moves less counts.
-That is what most steps do.
+writes its results once. A loop counts as often as it is known to run, and else
+once: programs for TPUs do not say it. Of a conditional the branch that moves
+less counts, and a loop that goes on by a flag alone not at all: that is what
+most steps do.
 """
 
 import math
@@ -59,7 +60,7 @@ class Work(NamedTuple):
       of a TPU's tiles included.
     accessed: bytes of all operands and results wherever they are, which is what
       the compiler's own analysis counts.
-    conditionals: how many there are, with loops that may not run.
+    conditionals: how many there are, with loops that go on by a flag.
     collectives: by kind, how many run.
     exchanged: by kind, the bytes of their results.
   """
@@ -133,9 +134,13 @@ def _work_of(one, instructions, computations):
   if one.opcode == "while":
     trips = _TRIPS.search(one.attributes)
     body = re.search(r"body=%([\w.-]+)", one.attributes)
-    if not trips:
+    if trips:
+      return _times(int(trips[1]), _work(computations, body[1]))
+    test = re.search(r"condition=%([\w.-]+)", one.attributes)
+    *_, goes_on = computations[test[1]].values()
+    if goes_on.opcode == "get-tuple-element":
       return Work(conditionals=1)
-    return _times(int(trips[1]), _work(computations, body[1]))
+    return _work(computations, body[1])
   if one.opcode == "conditional":
     branches = [_work(computations, name) for name in called]
     least = min(branches, key=lambda work: work.moved)
