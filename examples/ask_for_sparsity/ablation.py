@@ -106,6 +106,7 @@ def image_variants(shares) -> dict[str, v.Make]:
     common(rewa, shares)
     | {
       "m grows from 0": v.by_rank(rewa, scale=v.with_growing_m),
+      "k grows from 3": v.with_growing_k(rewa),
       "floor of 0.3 in the step": v.by_rank(plain, scale=v.with_floor(0.3)),
       "floor that falls to 0": v.by_rank(
         plain, scale=v.with_floor(0.3, falls=True)

@@ -315,6 +315,42 @@ def with_floor(delta: float, falls: bool = False):
   return scale
 
 
+def with_growing_k(base: Base, first: float = 3.0) -> Make:
+  """k from `first` to its own over the first half; weights stay as they are."""
+  last, m = base.method.k, base.method.m
+
+  def power(count, run):
+    grown = jnp.clip(count / (run.steps / 2), 0, 1)
+    return first + (last - first) * grown
+
+  def scale(run):
+    def update_fn(updates, state, params=None):
+      step = rewa_jax.scale_by_rewa(k=power(state.count, run), m=m)
+      updates, _ = step.update(updates, step.init(params), params)
+      return updates, CountState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(
+      lambda params: CountState(jnp.zeros([], jnp.int32)), update_fn
+    )
+
+  def make(sparsity, run):
+    def project(latents, state):
+      now = state[0].count
+      grown = power(now, run) / power(now - 1, run)
+      return rewa_jax.Rewa(grown).to_latents(latents)
+
+    def to_weights(latents, state):
+      return rewa_jax.Rewa(power(state[0].count, run), m).to_weights(latents)
+
+    return by_rank(base, scale=scale)(sparsity, run)._replace(
+      to_params=lambda key, weights: rewa_jax.Rewa(first).to_latents(weights),
+      to_weights=to_weights,
+      project=project,
+    )
+
+  return make
+
+
 def of_thin_layers_less(template: Any, sparsities) -> Callable:
   """Makes shares by Erdos-Renyi-kernel of the targets that there are."""
   trees = [rewa_jax.erdos_renyi_kernel(template, s) for s in sparsities]

@@ -30,15 +30,15 @@ from . import report
 from .config import PRESETS, Config, check, from_arguments
 from .data import Source, open_source
 from .evaluate import Judge, cut, make_judge
-from .plan import LABELS, RATES, SPARSITIES, STRENGTHS, Plan, Run
+from .plan import LABELS, OF_UNITS, RATES, SPARSITIES, STRENGTHS, Plan, Run
 from .state import make_setup
 from .train import load, train
 
 PROGRAM = "examples.language_model.compare"
 # What the plan decides.
 PLANNED = (
-  *("method", "sparsity", "way", "learning_rate", "weight_decay", "l1"),
-  "start",
+  *("method", "sparsity", "groups", "way", "learning_rate", "weight_decay"),
+  *("l1", "start"),
 )
 FAST = {
   **{"layers": 1, "width": 32, "heads": 2, "hidden": 64, "context": 32},
@@ -70,20 +70,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   args.base = from_arguments(args)
   first = {name: values[1:2] for name, values in RATES.items()}
   one = {name: values[:1] for name, values in STRENGTHS.items()}
-  plan = (SPARSITIES, RATES, STRENGTHS)
+  plan = (SPARSITIES, OF_UNITS, RATES, STRENGTHS)
   if args.fast:
     given = {name: getattr(args, name) for name in FAST}
     values = {n: FAST[n] if x is None else x for n, x in given.items()}
     args.base = dataclasses.replace(args.base, **values)
-    plan = ((0.5, 0.9), first, one)
+    plan = ((0.5, 0.9), (0.5,), first, one)
   try:
     check(args.base)
   except ValueError as error:
     parser.error(str(error))
   args.plan = Plan(*plan, steps=args.base.steps, mid=0.9, k=args.base.k)
-  # The drop-in starts from what AdamW trained.
+  # Two of them start from what AdamW trained.
   wanted = set(args.only or LABELS)
-  wanted |= {"dense"} if "drop-in" in wanted else set()
+  wanted |= {"dense"} if wanted & {"drop-in", "dense-units"} else set()
   args.runs = [run for run in args.plan.runs() if run.method in wanted]
   return args
 
@@ -111,9 +111,9 @@ def compare(args, source: Source, made: dict[str, Any]) -> None:
   )
   tried: set[str] = set()
   for run in args.runs:
-    if run.method not in tried:
-      tried.add(run.method)
-      for trial in args.plan.trials(run.method):
+    if run.tuned_as not in tried:
+      tried.add(run.tuned_as)
+      for trial in args.plan.trials(run.tuned_as):
         finish(args, trial, source)
     finish(args, run, source)
     rows = [
@@ -138,7 +138,7 @@ def finish(args, run: Run, source: Source) -> None:
 def config_of(args, run: Run) -> Config:
   changes = dict(run.settings)
   if "learning_rate" not in changes:
-    changes["learning_rate"] = rates(args)[run.method]
+    changes["learning_rate"] = rates(args)[run.tuned_as]
   if run.method == "drop-in":
     changes["start"] = str(args.out / "runs" / "dense")
   return dataclasses.replace(args.base, **changes)
@@ -170,7 +170,7 @@ def rates(args) -> dict[str, float]:
 def worth(args, run: Run, source: Source, judge: Judge) -> list[dict[str, Any]]:
   """Returns what a finished run comes to at every sparsity it is for."""
   folder = folder_of(args, run)
-  path = folder / "worth.json"
+  path = folder / f"{'worth' if run.groups == 'none' else 'units'}.json"
   parts = [part for part in PARTS if part in source.parts]
   same = {"sparsities": list(run.sparsities), "parts": parts}
   stored = kit.read_json(path, same)
@@ -178,11 +178,9 @@ def worth(args, run: Run, source: Source, judge: Judge) -> list[dict[str, Any]]:
     weights = load(folder, source)
     rows = []
     # Whole, too, where that is another network.
-    for sparsity in (
-      *([0.0] if len(run.sparsities) > 1 else []),
-      *run.sparsities,
-    ):
-      pruned = cut(weights, sparsity)[0] if sparsity else weights
+    whole = len(run.sparsities) > 1 and run.groups == "none"
+    for sparsity in (*([0.0] if whole else []), *run.sparsities):
+      pruned = cut(weights, sparsity, run.groups)[0] if sparsity else weights
       rows.append(
         {"sparsity": sparsity, **{part: judge(pruned, part) for part in parts}}
       )
@@ -201,8 +199,8 @@ def listed(args) -> str:
   """Says of every run whether it is finished, and how far it is."""
   lines, tried = [], set()
   for run in args.runs:
-    trials = [] if run.method in tried else args.plan.trials(run.method)
-    tried.add(run.method)
+    trials = [] if run.tuned_as in tried else args.plan.trials(run.tuned_as)
+    tried.add(run.tuned_as)
     for each in (*trials, run):
       folder = folder_of(args, each)
       steps = each.settings.get("steps", args.base.steps)

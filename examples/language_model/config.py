@@ -49,6 +49,12 @@ class Config:
     "share of zeros of attention and feed-forward kernels to end with, of gmp"
     " and rewa; 0 for rewa with a fixed weight decay",
   )
+  groups: str = setting(
+    "none",
+    "what becomes zero together: none, or units, whole heads and hidden"
+    " channels; the sparsity is then a share of those",
+    ("none", "units"),
+  )
   way: str = setting(
     "nnx",
     "ReWA's way in: a model that stores latents, or the drop-in around the"
@@ -137,6 +143,11 @@ def check(config: Config) -> None:
     )
   if config.method == "gmp" and not config.sparsity:
     raise ValueError("method gmp needs a sparsity above 0.")
+  if config.groups != "none" and not config.sparsity:
+    raise ValueError(
+      f"groups {config.groups} go with a sparsity above 0, got"
+      f" {config.sparsity}."
+    )
   if config.batch_size % config.accumulate:
     raise ValueError(
       f"batch_size must be a multiple of accumulate, {config.accumulate}, got"

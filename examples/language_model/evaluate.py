@@ -13,7 +13,7 @@ import rewa_jax
 from ..parallel import Jit
 from .config import Config
 from .data import Source, windows
-from .model import kernels
+from .model import GROUPS, kernels
 from .state import Setup, losses_of
 
 Judge = Callable[[Any, str], dict[str, float]]
@@ -60,6 +60,8 @@ def make_judge(
   return judge
 
 
-def cut(weights: Any, sparsity: float) -> tuple[Any, rewa_jax.Cut]:
+def cut(weights: Any, sparsity: float, groups: str) -> tuple[Any, rewa_jax.Cut]:
   """Returns weights with exactly so many zeros, and what that took."""
-  return rewa_jax.finalize(weights, sparsity, mask=kernels)
+  return rewa_jax.finalize(
+    weights, sparsity, mask=kernels, groups=GROUPS[groups]
+  )

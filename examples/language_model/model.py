@@ -1,7 +1,8 @@
 """A decoder-only transformer in Flax NNX, and which of its weights are sparse.
 
 Root mean square norms, rotary positions, no biases. Query, key and value are
-one kernel, and so are the two of SwiGLU: fewer, larger products.
+one kernel, (width, 3, heads, size), and so are the two of SwiGLU, (width, 2,
+hidden): fewer, larger products.
 """
 
 import functools
@@ -54,31 +55,30 @@ def rotate(x: jax.Array) -> jax.Array:
 
 class Attention(nnx.Module):
   def __init__(self, shape: Shape, linear, rngs: nnx.Rngs):
-    self.heads = shape.heads
-    self.inputs = linear(shape.width, 3 * shape.width, rngs=rngs)
-    self.output = linear(shape.width, shape.width, rngs=rngs)
+    each = shape.heads, shape.width // shape.heads
+    self.inputs = linear(shape.width, (3, *each), rngs=rngs)
+    self.output = linear(each, shape.width, axis=(-2, -1), rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    n, length, _ = x.shape
-    split = self.inputs(x).reshape(n, length, 3, self.heads, -1)
+    split = self.inputs(x)
     query, key, value = (split[:, :, i] for i in range(3))
     query, key = (rotate(y).astype(value.dtype) for y in (query, key))
     y = jax.nn.dot_product_attention(query, key, value, is_causal=True)
-    return self.output(y.reshape(x.shape))
+    return self.output(y)
 
 
 class FeedForward(nnx.Module):
   def __init__(self, shape: Shape, linear, rngs: nnx.Rngs):
     self.gated = shape.activation == "swiglu"
-    self.input = linear(shape.width, (1 + self.gated) * shape.hidden, rngs=rngs)
+    features = 1 + self.gated, shape.hidden
+    self.input = linear(shape.width, features, rngs=rngs)
     self.output = linear(shape.hidden, shape.width, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x = self.input(x)
     if not self.gated:
-      return self.output(nnx.gelu(x))
-    gate, x = jnp.split(x, 2, axis=-1)
-    return self.output(nnx.silu(gate) * x)
+      return self.output(nnx.gelu(x[..., 0, :]))
+    return self.output(nnx.silu(x[..., 0, :]) * x[..., 1, :])
 
 
 class Block(nnx.Module):
@@ -103,7 +103,7 @@ class Transformer(nnx.Module):
   """
 
   def __init__(self, shape: Shape, dtype: Any, rngs: nnx.Rngs):
-    linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype)
+    linear = functools.partial(nnx.LinearGeneral, use_bias=False, dtype=dtype)
     norm = functools.partial(nnx.RMSNorm, dtype=dtype)
     self.embedding = nnx.Embed(
       shape.vocabulary,
@@ -141,3 +141,16 @@ def kernels(params: Any) -> Any:
     return "blocks" in names and "kernel" in names
 
   return jax.tree_util.tree_map_with_path(is_selected, params)
+
+
+def units(path: str, leaf: Any) -> tuple[int, ...]:
+  """Heads and hidden channels as groups, see `baselines.group_axes`."""
+  del leaf
+  *_, part, side, _ = path.split("/")
+  if part == "attention":
+    return (2,) if side == "inputs" else (0,)
+  return (2,) if side == "input" else (0,)
+
+
+# What becomes zero together, by the names that settings have.
+GROUPS = {"none": None, "units": units}

@@ -3,6 +3,8 @@
 from typing import Any, NamedTuple
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
+# Of whole heads and channels.
+OF_UNITS = (0.5, 0.7)
 # Those of ReWA are of latents, which are larger than weights.
 RATES: dict[str, tuple[float, ...]] = {
   "dense": (2e-3, 4e-3, 8e-3),
@@ -22,6 +24,9 @@ LABELS = {
   "fixed": "ReWA, fixed decay",
   "rank": "ReWA by rank",
   "drop-in": "trained AdamW, then ReWA by rank, a tenth of the steps",
+  "dense-units": "units: AdamW, then pruned",
+  "gmp-units": "units: AdamW, gradual pruning",
+  "rank-units": "units: ReWA by rank",
 }
 # Trials of a learning rate, and the drop-in after training, have a tenth of the
 # steps; with fewer than this, decay by rank has no time.
@@ -37,12 +42,19 @@ class Run(NamedTuple):
     settings: what it changes in the common ones, but for a learning rate that
       trials choose.
     sparsities: those that it is a candidate for.
+    groups: what is zero together, as settings call it.
   """
 
   name: str
   method: str
   settings: dict[str, Any]
   sparsities: tuple[float, ...]
+  groups: str = "none"
+
+  @property
+  def tuned_as(self) -> str:
+    """The method whose learning rate it takes."""
+    return self.method.removesuffix("-units")
 
 
 class Plan(NamedTuple):
@@ -50,6 +62,7 @@ class Plan(NamedTuple):
 
   Attributes:
     sparsities: that methods are compared at.
+    of_units: those of whole heads and channels.
     rates: to choose from, by method.
     strengths: by method, of those that have one run for each.
     steps: of a run.
@@ -58,6 +71,7 @@ class Plan(NamedTuple):
   """
 
   sparsities: tuple[float, ...]
+  of_units: tuple[float, ...]
   rates: dict[str, tuple[float, ...]]
   strengths: dict[str, tuple[float, ...]]
   steps: int
@@ -79,6 +93,7 @@ class Plan(NamedTuple):
       *(self._of("fixed", x) for x in self.strengths["fixed"]),
       *(self._of("l1", x) for x in self.strengths["l1"]),
       *(self._asked(name, s) for s in far for name in ("rank", "gmp")),
+      *self._of_units(),
     ]
 
   def trials(self, method: str) -> list[Run]:
@@ -123,6 +138,30 @@ class Plan(NamedTuple):
         "weight_decay": mild_decay(sparsity, self.k),
       }
     return Run(f"{method}_{100 * sparsity:g}", method, settings, (sparsity,))
+
+  def _of_units(self) -> list[Run]:
+    """Returns runs whose whole heads and channels vanish."""
+    units = {"groups": "units"}
+    dense = self._of("dense")._replace(
+      method="dense-units", sparsities=self.of_units, **units
+    )
+    asked = (
+      self._asked(method, sparsity)
+      for sparsity in self.of_units
+      for method in ("rank", "gmp")
+    )
+    return [
+      dense,
+      *(
+        run._replace(
+          name=f"{run.name}_units",
+          method=f"{run.method}-units",
+          settings=run.settings | units,
+          **units,
+        )
+        for run in asked
+      ),
+    ]
 
   def _drop_ins(self) -> list[Run]:
     """Returns one for each learning rate: they are short enough."""

@@ -73,21 +73,25 @@ def _plot(rows: Rows, labels, parts: Sequence[str]) -> plt.Figure:
     squeeze=False,
   )
   for axis, part in zip(axes[0], parts):
-    for number, (method, label) in enumerate(labels.items()):
+    colors: dict[str, str] = {}
+    for method, label in labels.items():
+      alike = method.removesuffix("-units")
+      color = colors.setdefault(alike, f"C{len(colors)}")
       points = sorted(
         (100 * row["sparsity"], row[part]["nats_per_byte"])
         for row in rows
         if row["method"] == method and row["sparsity"]
       )
       if points:
-        axis.plot(*zip(*points), "o-", color=f"C{number}", label=label)
+        line = "o-" if method == alike else "s--"
+        axis.plot(*zip(*points), line, color=color, label=label)
     for row in rows:
       if row["method"] == "dense" and not row["sparsity"]:
         whole = row[part]["nats_per_byte"]
         axis.axhline(whole, color="gray", ls=":", label="AdamW, dense")
         # One cut at the end is soon off the chart.
         axis.set_ylim(top=min(1.25 * whole, axis.get_ylim()[1]))
-    axis.set_xlabel("zeros of attention and feed-forward kernels, %")
+    axis.set_xlabel("zeros of attention and feed-forward kernels, or units, %")
     axis.set_ylabel("nats a byte")
     axis.set_title(TITLES[part])
   lines = axes[0, 0].get_legend_handles_labels()

@@ -13,7 +13,7 @@ import rewa_jax
 from rewa_jax import baselines
 
 from .config import Config, shape_of
-from .model import Transformer, kernels
+from .model import GROUPS, Transformer, kernels
 
 # When gradual pruning begins and ends, the shares of decay by rank.
 BEGIN, END = 0.1, 0.7
@@ -99,14 +99,17 @@ def make_optimizer(
   """Returns the optimizer of a method, without the clipping."""
   schedule = make_schedule(config)
   decay, steps = config.weight_decay, config.steps
+  groups = GROUPS[config.groups]
   if config.method == "rewa":
-    asked = (
-      {"sparsity": config.sparsity, "steps": steps} if config.sparsity else {}
-    )
-    if config.way == "nnx":
+    if config.way == "nnx" and groups is None:
+      asked = (
+        {"sparsity": config.sparsity, "steps": steps} if config.sparsity else {}
+      )
       return rewa_jax.adamw(schedule, rewa, weight_decay=decay, **asked)
     decaying = (
-      rewa_jax.decay_by_rank(rewa, config.sparsity, schedule, steps, low=decay)
+      rewa_jax.decay_by_rank(
+        rewa, config.sparsity, schedule, steps, low=decay, groups=groups
+      )
       if config.sparsity
       else optax.add_decayed_weights(decay, mask=rewa.decaying)
     )
@@ -115,6 +118,8 @@ def make_optimizer(
       decaying,
       optax.scale_by_learning_rate(schedule),
     )
+    if config.way == "nnx":
+      return optax.chain(rewa_jax.scale_by_method(rewa), inner)
     return rewa_jax.reparameterize(inner, rewa)
   adamw = optax.adamw(schedule, weight_decay=decay, mask=kernels)
   if config.method == "l1":
@@ -127,6 +132,7 @@ def make_optimizer(
       begin=int(BEGIN * steps),
       end=int(END * steps),
       every=max(min(int((END - BEGIN) * steps) // 20, 50), 1),
+      groups=groups,
       mask=kernels,
     )
     return optax.chain(adamw, pruning)

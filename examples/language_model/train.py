@@ -190,7 +190,7 @@ def finished(config: Config, weights: Any, judge) -> tuple[Any, dict[str, Any]]:
   results = {}
   if config.sparsity:
     results["before_the_cut"] = judge(weights, "validation")
-    weights, report = cut(weights, config.sparsity)
+    weights, report = cut(weights, config.sparsity, config.groups)
     results["cut"] = str(report)
   counts = rewa_jax.sparsity(weights, mask=kernels)
   return weights, results | {
@@ -226,7 +226,7 @@ def load(run: pathlib.Path, source: Source) -> Any:
     state = ckpt.restore(checkpoints, like)
   weights = setup.to_weights(state.params)
   if config.sparsity and int(state.step) == config.steps:
-    weights, _ = cut(weights, config.sparsity)
+    weights, _ = cut(weights, config.sparsity, config.groups)
   # On the host, to go onto however many devices.
   return jax.device_get(weights)
 

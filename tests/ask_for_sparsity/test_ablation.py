@@ -86,6 +86,21 @@ def test_masks_from_the_end_of_the_schedule_on_are_zeros():
   assert int((hard == 0).sum()) == 6
 
 
+def test_weights_stay_as_they_are_while_k_grows():
+  setting = v.with_growing_k(v.with_sgd(rewa_jax.Rewa(9, 2)))(0.5, RUN)
+  latents = setting.to_params(None, PARAMS)
+  state = setting.optimizer.init(latents)
+  for count in (0, 1, STEPS // 4, STEPS // 2, STEPS):
+    now = (v.CountState(jnp.int32(count)), *state[1:])
+    before = (v.CountState(jnp.int32(max(count - 1, 0))), *state[1:])
+    weights = setting.to_weights(latents, before)["kernel"]
+    latents = setting.project(latents, now)
+    after = setting.to_weights(latents, now)["kernel"]
+    np.testing.assert_allclose(after, weights, rtol=2e-5)
+  exact = jnp.abs(weights) ** (1 / 9)
+  np.testing.assert_allclose(jnp.abs(latents["kernel"]), exact, rtol=2e-5)
+
+
 def test_lamp_is_the_share_of_what_is_not_smaller():
   scores = v.lamp({"w": jnp.array([[1.0, -2.0], [0.0, 3.0]])}, None)["w"]
   wanted = [[1 / 14, 4 / 13], [0, 1]]
