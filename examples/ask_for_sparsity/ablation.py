@@ -41,7 +41,7 @@ from . import variants as v
 MODULE = "examples.ask_for_sparsity.ablation"
 SPARSITIES = (0.95, 0.98, 0.99, 0.995, 0.998)
 # What relatives of ReWA want in the place of the task's rate.
-RATES = {"spred": 1.0, "Hadamard difference": 0.7, "untied power, K = 4": 1.0}
+RATES = {"spred": 1.0, "Hadamard difference": 0.7}
 BASE = "decay by rank"
 
 

@@ -60,8 +60,8 @@ class Attention(nnx.Module):
     self.output = linear(each, shape.width, axis=(-2, -1), rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    split = self.inputs(x)
-    query, key, value = (split[:, :, i] for i in range(3))
+    split = jnp.split(self.inputs(x), 3, axis=2)
+    query, key, value = (y.squeeze(2) for y in split)
     query, key = (rotate(y).astype(value.dtype) for y in (query, key))
     y = jax.nn.dot_product_attention(query, key, value, is_causal=True)
     return self.output(y)
@@ -78,7 +78,8 @@ class FeedForward(nnx.Module):
     x = self.input(x)
     if not self.gated:
       return self.output(nnx.gelu(x[..., 0, :]))
-    return self.output(nnx.silu(x[..., 0, :]) * x[..., 1, :])
+    gate, x = (y.squeeze(-2) for y in jnp.split(x, 2, axis=-2))
+    return self.output(nnx.silu(gate) * x)
 
 
 class Block(nnx.Module):
