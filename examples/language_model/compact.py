@@ -4,8 +4,9 @@ Heads and hidden channels without effect go, by `rewa_jax.deploy.compact`: those
 that --groups units made zero. Both models are compared on the same tokens, and
 timed in turns.
 
-  python -m examples.language_model.train --groups units --method rewa \\
-      --sparsity 0.5 --learning-rate 1e-2 --weight-decay 0.12 --out results/half
+  python -m examples.language_model.train --method rewa --sparsity 0.5 \\
+      --groups units --learning-rate 1e-2 --weight-decay 0.125 \\
+      --out results/half
   python -m examples.language_model.compact results/half
 
 Writes compact.json and compact.md to --out.
