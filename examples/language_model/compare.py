@@ -2,10 +2,10 @@
 
 AdamW and one cut at the end; AdamW with gradual magnitude pruning; with
 proximal steps of L1; ReWA with a fixed weight decay; ReWA asked for a sparsity.
-All have the same model, text, batches and number of updates. Short runs choose
-the learning rate of every method by validation loss. Gradual pruning and ReWA
-by rank have a run for each sparsity; runs of the others are cut to each, and of
-their strengths the best on validation is taken.
+All have the same model, text, batches and number of updates. By validation loss
+short runs choose two learning rates for every method, and whole runs one of
+them. Gradual pruning and ReWA by rank have a run for each sparsity; runs of the
+others are cut to each, and of these the best on validation is taken.
 
 Every run is a folder in --out/runs, as train.py writes it. Stopped, by Ctrl-C
 or kill -9, and started again, it goes on from the last checkpoint. Of what is
@@ -115,11 +115,13 @@ def compare(args, source: Source, made: dict[str, Any]) -> None:
       tried.add(run.tuned_as)
       for trial in args.plan.trials(run.tuned_as):
         finish(args, trial, source)
-    finish(args, run, source)
+    for each in resolve(args, run):
+      finish(args, each, source)
     rows = [
       row
-      for each in args.plan.runs()
-      if (folder_of(args, each) / "results.json").exists()
+      for planned in args.plan.runs()
+      for each in resolve(args, planned)
+      if is_finished(args, each)
       for row in worth(args, each, source, judge)
     ]
     report.write(args.out, rows, rates(args), LABELS, made)
@@ -127,44 +129,68 @@ def compare(args, source: Source, made: dict[str, Any]) -> None:
 
 def finish(args, run: Run, source: Source) -> None:
   """Trains a run, or what is missing of it."""
-  folder = folder_of(args, run)
-  if (folder / "results.json").exists():
+  if is_finished(args, run):
     return
-  train(config_of(args, run), folder, [f"--out {run.name}"], source)
+  config = dataclasses.replace(args.base, **run.settings)
+  train(config, folder_of(args, run), [f"--out {run.name}"], source)
   # Every run compiles its own step.
   jax.clear_caches()
-
-
-def config_of(args, run: Run) -> Config:
-  changes = dict(run.settings)
-  if "learning_rate" not in changes:
-    changes["learning_rate"] = rates(args)[run.tuned_as]
-  if run.method == "drop-in":
-    changes["start"] = str(args.out / "runs" / "dense")
-  return dataclasses.replace(args.base, **changes)
 
 
 def folder_of(args, run: Run) -> pathlib.Path:
   return args.out / "runs" / run.name
 
 
+def is_finished(args, run: Run) -> bool:
+  return (folder_of(args, run) / "results.json").exists()
+
+
+def resolve(args, run: Run) -> list[Run]:
+  """Returns a planned run with its learning rate, or the two that compete.
+
+  Nothing while what chooses the rate is not finished.
+  """
+  if run.tunes:
+    ranked = best_rates(args, args.plan.trials(run.method))
+    return [run.at(rate) for rate in ranked[:2]]
+  # Two kinds of runs are of what AdamW has trained.
+  of_dense = run.method in ("drop-in", "dense-units")
+  rate = rates(args).get("dense" if of_dense else run.tuned_as)
+  if rate is None:
+    return []
+  if not of_dense:
+    return [run._replace(settings=run.settings | {"learning_rate": rate})]
+  dense = args.plan.runs()[0]
+  dense = dense.at(rate) if dense.tunes else dense
+  if run.method == "dense-units":
+    return [run._replace(name=dense.name)]
+  start = {"start": str(folder_of(args, dense))}
+  return [run._replace(settings=run.settings | start)]
+
+
 def rates(args) -> dict[str, float]:
-  """Returns the learning rate of every method whose trials are finished."""
+  """Returns the learning rate of every method that has been tuned."""
   chosen = {}
   for method, values in args.plan.rates.items():
-    if len(values) == 1:
-      chosen[method] = values[0]
-      continue
-    paths = [
-      folder_of(args, trial) / "results.json"
-      for trial in args.plan.trials(method)
-    ]
-    if all(path.exists() for path in paths):
-      losses = [
-        kit.read_json(path, {})["validation"]["nats_per_byte"] for path in paths
-      ]
-      chosen[method] = values[losses.index(min(losses))]
+    first = next(r for r in args.plan.runs() if r.method == method)
+    ranked = (
+      best_rates(args, resolve(args, first)) if first.tunes else list(values)
+    )
+    if ranked:
+      chosen[method] = ranked[0]
   return chosen
+
+
+def best_rates(args, runs: Sequence[Run]) -> list[float]:
+  """Returns the rates of runs, the best first, or none before all are done."""
+  if not all(is_finished(args, run) for run in runs):
+    return []
+
+  def loss(run):
+    results = kit.read_json(folder_of(args, run) / "results.json", {})
+    return results["validation"]["nats_per_byte"]
+
+  return [run.settings["learning_rate"] for run in sorted(runs, key=loss)]
 
 
 def worth(args, run: Run, source: Source, judge: Judge) -> list[dict[str, Any]]:
@@ -201,7 +227,7 @@ def listed(args) -> str:
   for run in args.runs:
     trials = [] if run.tuned_as in tried else args.plan.trials(run.tuned_as)
     tried.add(run.tuned_as)
-    for each in (*trials, run):
+    for each in (*trials, *(resolve(args, run) or [run])):
       folder = folder_of(args, each)
       steps = each.settings.get("steps", args.base.steps)
       saved = [

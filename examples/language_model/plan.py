@@ -43,6 +43,8 @@ class Run(NamedTuple):
       trials choose.
     sparsities: those that it is a candidate for.
     groups: what is zero together, as settings call it.
+    tunes: whether it is run at the two best rates of the trials, of which the
+      better becomes the method's.
   """
 
   name: str
@@ -50,6 +52,12 @@ class Run(NamedTuple):
   settings: dict[str, Any]
   sparsities: tuple[float, ...]
   groups: str = "none"
+  tunes: bool = False
+
+  def at(self, rate: float) -> "Run":
+    """Returns the run at a learning rate that its folder is named by."""
+    settings = {**self.settings, "learning_rate": rate}
+    return self._replace(name=f"{self.name}_{rate:g}", settings=settings)
 
   @property
   def tuned_as(self) -> str:
@@ -79,7 +87,16 @@ class Plan(NamedTuple):
   k: float
 
   def runs(self) -> list[Run]:
-    """Returns the runs but for trials."""
+    """Returns the runs but for trials, the dense one first."""
+    seen: set[str] = set()
+    runs = []
+    for run in self._in_order():
+      several = len(self.rates.get(run.method, ())) > 1
+      runs.append(run._replace(tunes=several and run.method not in seen))
+      seen.add(run.method)
+    return runs
+
+  def _in_order(self) -> list[Run]:
     others = [s for s in self.sparsities if s != self.mid]
     near = [s for s in others if s >= 0.8]
     far = [s for s in others if s < 0.8]

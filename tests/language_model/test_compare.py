@@ -41,23 +41,50 @@ def test_all_methods_have_the_same_tokens_and_the_drop_in_a_tenth(tmp_path):
   assert all(t.settings["steps"] == 150 for t in trials)
 
 
-def test_a_learning_rate_is_chosen_once_all_its_trials_are_finished(tmp_path):
+def pretend(args, run, loss):
+  """Makes a run look finished."""
+  folder = compare.folder_of(args, run)
+  folder.mkdir(parents=True)
+  results = {"validation": {"nats_per_byte": loss}}
+  (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_short_runs_choose_two_learning_rates_and_whole_runs_one(tmp_path):
   args = compare.parse(["--out", str(tmp_path), "--only", "rank"])
-  losses = [2.0, 1.5, 1.7]
-  for trial, loss in zip(args.plan.trials("rank"), losses):
-    assert "rank" not in compare.rates(args)
-    folder = compare.folder_of(args, trial)
-    folder.mkdir(parents=True)
-    results = {"validation": {"nats_per_byte": loss}}
-    (folder / "results.json").write_text(json.dumps(results))
-  assert compare.rates(args) == {"rank": 0.01}
-  assert compare.config_of(args, args.runs[0]).learning_rate == 0.01
-  assert compare.listed(args).splitlines()[:4] == [
+  first, second = args.runs[:2]
+  for trial, loss in zip(args.plan.trials("rank"), [2.0, 1.5, 1.7]):
+    assert compare.resolve(args, first) == []
+    pretend(args, trial, loss)
+  two = compare.resolve(args, first)
+  assert [run.name for run in two] == ["rank_90_0.01", "rank_90_0.02"]
+  assert [run.settings["learning_rate"] for run in two] == [0.01, 0.02]
+  for run, loss in zip(two, [1.4, 1.3]):
+    assert compare.resolve(args, second) == []
+    pretend(args, run, loss)
+  assert compare.rates(args) == {"rank": 0.02}
+  (run,) = compare.resolve(args, second)
+  assert (run.name, run.settings["learning_rate"]) == ("rank_80", 0.02)
+  assert compare.listed(args).splitlines()[:6] == [
     f"{'rate_rank_0.005':22} finished",
     f"{'rate_rank_0.01':22} finished",
     f"{'rate_rank_0.02':22} finished",
-    f"{'rank_90':22} 0 of 3000 steps",
+    f"{'rank_90_0.01':22} finished",
+    f"{'rank_90_0.02':22} finished",
+    f"{'rank_80':22} 0 of 3000 steps",
   ]
+
+
+def test_what_starts_from_the_dense_model_takes_the_better_one(tmp_path):
+  args = compare.parse(["--out", str(tmp_path), "--only", "drop-in"])
+  args.runs += [r for r in args.plan.runs() if r.method == "dense-units"]
+  for trial, loss in zip(args.plan.trials("dense"), [2.0, 1.5, 1.7]):
+    pretend(args, trial, loss)
+  for run, loss in zip(compare.resolve(args, args.runs[0]), [1.4, 1.3]):
+    assert all(compare.resolve(args, each) == [] for each in args.runs[1:])
+    pretend(args, run, loss)
+  (drop_in,), (units,) = (compare.resolve(args, args.runs[i]) for i in (1, -1))
+  assert drop_in.settings["start"] == str(tmp_path / "runs" / "dense_0.008")
+  assert units.name == "dense_0.008"
 
 
 def test_validation_chooses_among_strengths():
