@@ -146,7 +146,7 @@ def test_what_was_trained_is_not_trained_again(tmp_path, capsys):
   assert (path.parent / "gains.png").exists()
 
 
-@pytest.mark.parametrize("task", ["lenet300", "text"])
+@pytest.mark.parametrize("task", ["lenet300", "lenet5", "text"])
 def test_the_readme_has_the_committed_gains(task):
   folder = pathlib.Path(ablation.__file__).parent
   path = folder / f"results/ablation/{task}/results.json"
