@@ -153,19 +153,17 @@ def resolve(args, run: Run) -> list[Run]:
   if run.tunes:
     ranked = best_rates(args, args.plan.trials(run.method))
     return [run.at(rate) for rate in ranked[:2]]
-  # Two kinds of runs are of what AdamW has trained.
-  of_dense = run.method in ("drop-in", "dense-units")
-  rate = rates(args).get("dense" if of_dense else run.tuned_as)
+  dense = args.plan.runs()[0]
+  if run.method == "dense-units":
+    return [run._replace(name=each.name) for each in resolve(args, dense)]
+  rate = rates(args).get("dense" if run.method == "drop-in" else run.tuned_as)
   if rate is None:
     return []
-  if not of_dense:
-    return [run._replace(settings=run.settings | {"learning_rate": rate})]
-  dense = args.plan.runs()[0]
-  dense = dense.at(rate) if dense.tunes else dense
-  if run.method == "dense-units":
-    return [run._replace(name=dense.name)]
-  start = {"start": str(folder_of(args, dense))}
-  return [run._replace(settings=run.settings | start)]
+  changes: dict[str, Any] = {"learning_rate": rate}
+  if run.method == "drop-in":
+    trained = dense.at(rate) if dense.tunes else dense
+    changes = {"start": str(folder_of(args, trained))}
+  return [run._replace(settings=run.settings | changes)]
 
 
 def rates(args) -> dict[str, float]:
