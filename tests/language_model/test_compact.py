@@ -40,6 +40,7 @@ def test_a_unit_is_a_head_or_a_channel(activation):
   assert sorted(found.values()) == 4 * [4] + 4 * [24]
 
 
+@pytest.mark.slow
 def test_dead_units_go_and_outputs_stay(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "device_count", lambda: 1)
   run, out = tmp_path / "run", tmp_path / "out"
