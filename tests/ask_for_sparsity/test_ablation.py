@@ -67,6 +67,7 @@ def test_as_it_is_it_is_what_the_optimizers_do(name):
   np.testing.assert_allclose(of_setting(setting), wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_variant_ends_at_the_target_or_is_cut_to_it():
   names = {**ablation.image_variants(lambda s: {"kernel": s})}
   for name, make in names.items():
