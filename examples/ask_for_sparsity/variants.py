@@ -279,18 +279,29 @@ class CountState(NamedTuple):
   count: jax.Array
 
 
-def with_growing_m(run: Run) -> optax.GradientTransformation:
-  """ReWA's step, m from 0 to 2 over the first half."""
+def _scale_by_count(
+  step_at: Callable[[jax.Array], optax.GradientTransformation],
+) -> optax.GradientTransformation:
+  """A step without state that changes with the number of updates."""
 
   def update_fn(updates, state, params=None):
-    m = 2.0 * jnp.minimum(state.count / (run.steps / 2), 1)
-    scale = rewa_jax.scale_by_rewa(k=9, m=m)
-    updates, _ = scale.update(updates, scale.init(params), params)
+    step = step_at(state.count)
+    updates, _ = step.update(updates, step.init(params), params)
     return updates, CountState(optax.safe_increment(state.count))
 
   return optax.GradientTransformation(
     lambda params: CountState(jnp.zeros([], jnp.int32)), update_fn
   )
+
+
+def with_growing_m(run: Run) -> optax.GradientTransformation:
+  """ReWA's step, m from 0 to 2 over the first half."""
+
+  def step_at(count):
+    m = 2.0 * jnp.minimum(count / (run.steps / 2), 1)
+    return rewa_jax.scale_by_rewa(k=9, m=m)
+
+  return _scale_by_count(step_at)
 
 
 def with_floor(delta: float, falls: bool = False):
@@ -324,13 +335,8 @@ def with_growing_k(base: Base, first: float = 3.0) -> Make:
     return first + (last - first) * grown
 
   def scale(run):
-    def update_fn(updates, state, params=None):
-      step = rewa_jax.scale_by_rewa(k=power(state.count, run), m=m)
-      updates, _ = step.update(updates, step.init(params), params)
-      return updates, CountState(optax.safe_increment(state.count))
-
-    return optax.GradientTransformation(
-      lambda params: CountState(jnp.zeros([], jnp.int32)), update_fn
+    return _scale_by_count(
+      lambda count: rewa_jax.scale_by_rewa(k=power(count, run), m=m)
     )
 
   def make(sparsity, run):

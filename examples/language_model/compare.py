@@ -84,7 +84,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   # Two of them start from what AdamW trained.
   wanted = set(args.only or LABELS)
   wanted |= {"dense"} if wanted & {"drop-in", "dense-units"} else set()
-  args.runs = [run for run in args.plan.runs() if run.method in wanted]
+  # Runs of units take the learning rate that others tune.
+  tuned = {name.removesuffix("-units") for name in wanted}
+  args.runs = [
+    run
+    for run in args.plan.runs()
+    if run.method in wanted or (run.tunes and run.method in tuned)
+  ]
   return args
 
 

@@ -110,6 +110,9 @@ def test_only_names_methods_there_are(tmp_path, capsys):
   out = ["--out", str(tmp_path)]
   args = compare.parse([*out, "--only", "drop-in", "--only", "gmp"])
   assert {run.method for run in args.runs} == {"dense", "gmp", "drop-in"}
+  args = compare.parse([*out, "--only", "rank-units"])
+  names = [run.name for run in args.runs]
+  assert names == ["rank_90", "rank_50_units", "rank_70_units"]
   with pytest.raises(SystemExit):
     compare.parse([*out, "--only", "other"])
   assert "invalid choice" in capsys.readouterr().err
