@@ -540,7 +540,10 @@ CASES = {
 
 
 # They compile for seconds.
-SLOW = "a recurrent network", "recurrent networks", "whole and its parts"
+SLOW = (
+  *("a recurrent network", "recurrent networks", "whole and its parts"),
+  *("cell", "part under vmap"),
+)
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,9 @@ KEEPING = {
   ),
 }
 
+# They compile for seconds.
+SLOW = "a cache", "a recurrent network"
+
 
 def plainly(fn):
   return fn
@@ -239,7 +242,13 @@ def differentiated(fn):
   ],
   ids=["plainly", "jit-grad", "spred-grad"],
 )
-@pytest.mark.parametrize("what", KEEPING)
+@pytest.mark.parametrize(
+  "what",
+  [
+    pytest.param(what, marks=pytest.mark.slow if what in SLOW else ())
+    for what in KEEPING
+  ],
+)
 def test_what_a_bare_model_keeps_the_wrapped_one_keeps(what, method, through):
   make, fn = KEEPING[what]
   bare = make(nnx.Rngs(0))
