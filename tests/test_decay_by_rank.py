@@ -234,6 +234,7 @@ def test_it_is_the_formula(x64):
   np.testing.assert_array_equal(latents["b"]["bias"], np.ones(2))
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
   sparsity=st.floats(0, 0.99),

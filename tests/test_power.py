@@ -47,6 +47,7 @@ def test_the_gradient_is_the_chain_rule(k, x64):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 2.25, 3, 9])
 def test_forward_and_reverse_mode_agree_to_second_order(k, x64):
   latents = LATENTS[LATENTS != 0]  # |y| has no second derivative at 0.

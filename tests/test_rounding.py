@@ -110,6 +110,7 @@ def decay(solver, latents, steps):
   )[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DTYPES)
 def test_it_keeps_the_weight_decay_that_rounding_to_nearest_loses(name):
   """20,000 steps of eta lambda = 1e-4 shrink a latent by exp(-2)."""

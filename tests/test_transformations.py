@@ -303,6 +303,7 @@ def test_clipping_before_it_clips_gradients_of_weights():
   assert_same(updates, wanted)
 
 
+@pytest.mark.slow
 def test_schedule_free_takes_it_for_its_base_optimizer():
   def schedule_free(base):
     return optax.contrib.schedule_free(base, learning_rate=0.05, b1=0.9)
@@ -333,6 +334,7 @@ def test_extra_arguments_are_passed_on():
   )
 
 
+@pytest.mark.slow
 def test_one_vmap_over_24_settings_equals_24_runs():
   settings = [
     (k, m, eps, decay, rate)

@@ -15,6 +15,7 @@ TWO = [baselines.spred(), baselines.HadamardDifference(2)]
 # What they solve: gradient of the loss + weight decay * gradient of R = 0.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "method,p,scale,weight_decay,rate",
   [

@@ -201,6 +201,7 @@ class Grouped(nn.Module):
     return nn.Conv(2, (1, 1), name="after")(nn.relu(conv(x)))
 
 
+@pytest.mark.slow
 def test_of_a_grouped_convolution_whole_groups_go_or_the_same_part_of_each():
   def whole_group(params):
     params["after"]["kernel"][..., 2:4, :] = 0
@@ -231,6 +232,7 @@ def attend(heads=3, size=4):
   return nn.MultiHeadDotProductAttention(heads, qkv_features=heads * size)
 
 
+@pytest.mark.slow
 def test_a_head_that_is_not_read_goes_and_attention_can_be_built():
   def edit(params):
     params["out"]["kernel"][1] = 0
@@ -260,6 +262,7 @@ def test_axes_to_keep_are_kept():
   assert "Nothing to remove" in str(small)
 
 
+@pytest.mark.slow
 def test_a_transformer_block_is_cut():
   class Block(nn.Module):
     @nn.compact

@@ -59,6 +59,7 @@ def test_an_nnx_model_computes_with_sparse_kernels(form):
   check_same(deploy.sparse_apply(apply)(params, images), apply(state, images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "options",
   [
@@ -82,6 +83,7 @@ def test_a_convolution_is_a_product_with_patches(options):
   check_same(apply(params, images), model.apply(variables, images))
 
 
+@pytest.mark.slow
 def test_kernels_of_attention_are_matrices_too():
   model = nn.MultiHeadDotProductAttention(2, qkv_features=6)
   variables = sparsify(model.init(KEY, X), dead=0)

@@ -59,6 +59,7 @@ def test_relu_has_values_and_slopes_of_flax_s():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [models.NarrowBlock, models.Bottleneck])
 def test_values_gradients_and_statistics_are_those_with_flax_s_relu(
   block, monkeypatch
