@@ -9,6 +9,10 @@ import matplotlib.pyplot as plt
 from .. import kit
 
 TITLES = {"test": "text of the same kind", "other": "text of another kind"}
+FIGURES = {
+  "nats_per_byte": ("Nats a byte", ".3f"),
+  "perplexity": ("Perplexity a token", ".1f"),
+}
 Rows = list[dict[str, Any]]
 
 
@@ -37,10 +41,7 @@ def write(
   text = "".join(
     f"{heading}, {TITLES[part]}:\n\n{_table(chosen, labels, part, name)}\n"
     for part in parts
-    for heading, name in (
-      ("Nats a byte", "nats_per_byte"),
-      ("Perplexity a token", "perplexity"),
-    )
+    for name, (heading, _) in FIGURES.items()
   )
   kit.write(out / "table.md", text + kit.made_by(made))
   kit.write_figure(out / "loss.png", _plot(chosen, labels, parts))
@@ -52,8 +53,10 @@ def _validation(row):
 
 def _table(rows: Rows, labels, part: str, name: str) -> str:
   sparsities = sorted({row["sparsity"] for row in rows})
+  _, digits = FIGURES[name]
   values = {
-    (row["method"], row["sparsity"]): f"{row[part][name]:.4g}" for row in rows
+    (row["method"], row["sparsity"]): f"{row[part][name]:{digits}}"
+    for row in rows
   }
   columns = ["", *(f"{s:.0%}" if s else "whole" for s in sparsities)]
   lines: list[Sequence[str]] = [
