@@ -101,7 +101,8 @@ def measure_decay_budget(
   That is :math:`B = \log|x_0| - \log|x_T|` of weights whose gradients are zero
   from the first step to the last: what :func:`decay_budget` computes, for
   whatever chain, schedule or wrapper it is. 0 says that nothing decays, and the
-  network will stay dense.
+  network will stay dense. Of a solver that is asked for a sparsity it says
+  nothing: that one checks its own budget.
 
   Args:
     solver: an optimizer, of weights or of latents, which needs no more than

@@ -25,6 +25,9 @@ from rewa_jax._trees import box_like, check_params, check_shapes, is_box, unbox
 
 # The decay budget that the strong decay has from its last new target on.
 STRONG = 10.0
+# And at least so many times the mild one, however long training is: with less,
+# weights that the target wants gone are held by their gradients.
+_STRONGER = 10.0
 # A weight has vanished below this share of the others' root mean square.
 _VANISHED = 1e-3
 # How often weights are ranked, at least, until the last new target.
@@ -92,8 +95,9 @@ def decay_by_rank(
     steps: how many updates there will be, >= 1.
     low: :math:`\lambda_\text{low}` >= 0, a number or a schedule: about half the
       weight decay that would give this sparsity by itself.
-    high: :math:`\lambda_\text{high}` >= 0. By default that of a budget of 10
-      between end and the last update.
+    high: :math:`\lambda_\text{high}`, no less than low. By default that of a
+      budget of 10 between end and the last update, or ten times low if that is
+      more, as in long runs.
     begin: :math:`t_0`, the update at which the first weights are ranked; by
       default a tenth of the steps.
     end: :math:`t_1` > begin, the update from which on all of s decays strongly;
@@ -115,7 +119,7 @@ def decay_by_rank(
       too strong for the steps that are left for it, the mask selects nothing,
       or params hold no latents of the method; on ``update``, if params are
       missing or updates differ from them in structure or shape.
-    TypeError: if a selected leaf is not floating point.
+    TypeError: if a selected leaf is not floating point, or steps are traced.
 
   Examples:
     Any optimizer of one's own, here with AdaBelief's rule:
@@ -140,6 +144,11 @@ def decay_by_rank(
   for share in jax.tree.leaves(sparsity):
     if not isinstance(share, Tracer) and share == 1:
       raise ValueError("sparsity must be below 1, or nothing is left, got 1.")
+  if isinstance(steps, Tracer):
+    raise TypeError(
+      "steps must be a Python integer, got a traced one. Under"
+      " optax.inject_hyperparams name steps in its static_args."
+    )
   check_number("steps", steps, at_least=1)
   begin = steps // 10 if begin is None else begin
   end = max(7 * steps // 10, begin + 1) if end is None else end
@@ -149,12 +158,14 @@ def decay_by_rank(
   if every is None:
     every = min(max((end - begin) // _RANKINGS, 1), 50)
   check_number("every", every, at_least=1)
-  if high is None:
-    high = _decay_for(STRONG, method, sum_of_steps(learning_rate, end, steps))
   if not callable(low):
     check_number("low", low, at_least=0)
+  most_low = jnp.max(rates_of_steps(low, begin, steps))
+  if high is None:
+    high = _decay_for(STRONG, method, sum_of_steps(learning_rate, end, steps))
+    high = jnp.maximum(high, _STRONGER * most_low)
   check_number("high", high, at_least=0)
-  _check_strength(method, high, learning_rate, begin, end, steps)
+  _check_strength(method, most_low, high, learning_rate, begin, end, steps)
 
   def rank(sizes, progress):
     chosen = [True] * len(jax.tree.leaves(sizes))
@@ -284,15 +295,23 @@ def _number_and_squares(strong, x):
   return jnp.sum(number), jnp.sum(squares)
 
 
-def _check_strength(method, high, learning_rate, begin, end, steps):
+def _check_strength(method, low, high, learning_rate, begin, end, steps):
   """Raises where the strong decay cannot do its work in the steps left."""
+  if not any(isinstance(x, Tracer) for x in (low, high)) and high < low:
+    raise ValueError(
+      f"high = {high:.2g} is below low = {low:.2g}: the smallest weights would"
+      " decay less than the others. By default high is at least"
+      f" {_STRONGER:g} times low."
+    )
   # An array may be what a schedule is at this update.
-  numbers = (method.degree, high, begin, end)
-  if isinstance(learning_rate, jax.Array) or any(
-    isinstance(x, Tracer) for x in numbers
-  ):
+  if isinstance(learning_rate, jax.Array):
     return
-  budget = float(method.degree * high * sum_of_steps(learning_rate, end, steps))
+  budget = method.degree * high * sum_of_steps(learning_rate, end, steps)
+  peak = jnp.max(rates_of_steps(learning_rate, begin, steps))
+  # Under jit the rates of a schedule are traced, too.
+  if any(isinstance(x, Tracer) for x in (high, budget, peak)):
+    return
+  budget = float(budget)
   if budget < _ENOUGH:
     raise ValueError(
       f"high = {high:.2g} has a decay budget of {budget:.2g} in the"
@@ -301,7 +320,6 @@ def _check_strength(method, high, learning_rate, begin, end, steps):
       f" {high * STRONG / budget if budget else math.inf:.2g}, more steps, or"
       " higher learning rates."
     )
-  peak = jnp.max(rates_of_steps(learning_rate, begin, steps))
   if float(high * peak) >= 1:
     raise ValueError(
       f"high = {high:.2g} times the learning rate {float(peak):.2g} is"

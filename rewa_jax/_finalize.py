@@ -10,7 +10,7 @@ from rewa_jax._masks import Mask, kernels, selected
 from rewa_jax._method import Method, weights_and_mask
 from rewa_jax._pruning import prune
 from rewa_jax._ranking import Scope
-from rewa_jax._sparsity import Sparsity, show_each, sparsity
+from rewa_jax._sparsity import Sparsity, count_nonzero, show_each
 
 # The sizes above which weights that were cut are counted.
 LEVELS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -78,11 +78,16 @@ def finalize(
     2 of 4 weights are left, the smallest 2e+00; the largest cut was 2e-05.
     Cut above 1e-05: 1, above 1e-06: 1.
   """
-  params, mask = weights_and_mask(params, mask, method)
   pruned, _ = prune(
-    params, sparsity=sparsity, scope=scope, groups=groups, mask=mask
+    params,
+    sparsity=sparsity,
+    scope=scope,
+    groups=groups,
+    mask=mask,
+    method=method,
   )
-  return pruned, _report(params, pruned, mask)
+  weights, mask = weights_and_mask(params, mask, method)
+  return pruned, _report(weights, pruned, mask)
 
 
 def _report(before, after, mask):
@@ -98,10 +103,10 @@ def _report(before, after, mask):
     jnp.min(size, initial=jnp.inf, where=kept) for size, kept in pairs
   ]
   return Cut(
-    sparsity(after, mask=mask),
-    jnp.max(jnp.stack(largest), initial=0),
-    jnp.min(jnp.stack(smallest), initial=jnp.inf),
-    tuple(sparsity(cut, level, mask=None).total_nonzero for level in LEVELS),
+    count_nonzero(after, 0.0, mask),
+    jnp.max(jnp.array(largest), initial=0),
+    jnp.min(jnp.array(smallest), initial=jnp.inf),
+    tuple(count_nonzero(cut, x, mask=None).total_nonzero for x in LEVELS),
   )
 
 

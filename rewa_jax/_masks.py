@@ -1,6 +1,6 @@
 """Which leaves of a tree are reparameterized, decayed, penalized, counted."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -62,7 +62,7 @@ def kernels(params: Any) -> Any:
     >>> rewa_jax.kernels(params)
     {'dense': {'bias': False, 'kernel': True}}
   """
-  if _is_step_count(params):
+  if is_step_count(params):
     return _Kernels()
   mask = jax.tree_util.tree_map_with_path(
     lambda path, leaf: _is_kernel(path, leaf, params), params
@@ -85,7 +85,8 @@ def selected(mask: Mask | None, params: Any) -> list[bool]:
     mask: a tree of bools with the structure of params or a prefix of it, a
       function of params that returns one, or None for every leaf. Leaves are
       found by their paths, so dicts may be frozen or states of NNX on one side.
-    params: the tree to select from.
+    params: the tree to select from; of linen's variables that are params alone,
+      what is in ``"params"``.
 
   Raises:
     ValueError: if the mask's structure is neither.
@@ -147,7 +148,7 @@ def _chosen(mask: Any, params: Any, paths: list[Path]) -> list[bool]:
   if isinstance(mask, _Kernels):
     mask = kernels
   if callable(mask) and jax.tree_util.all_leaves([mask]):
-    mask = mask(params)
+    mask = mask(_inside(params))
   elif jnp.isscalar(mask) and paths != [()]:
     raise TypeError(
       f"mask must be a tree of bools, a function or None, got {mask!r}. Under"
@@ -174,6 +175,7 @@ def for_leaves(name: str, tree: Any, params: Any) -> list[Any]:
   Raises:
     ValueError: if the tree's structure is neither.
   """
+  tree, params = _inside(tree), _inside(params)
   found = {
     leaf_path(path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -194,6 +196,15 @@ def for_leaves(name: str, tree: Any, params: Any) -> list[Any]:
       f" the leaves {leaf_names(tree)}, params has {leaf_names(params)}."
     )
   return [found[path] for path in covering if path is not None]
+
+
+def _inside(tree: Any) -> Any:
+  """Returns the params that linen's variables hold, if they hold nothing else.
+
+  So masks are of the same tree whether an optimizer trains variables or params.
+  """
+  is_variables = isinstance(tree, Mapping) and set(tree) == {"params"}
+  return tree["params"] if is_variables else tree
 
 
 def _prefixes(path: Path) -> Iterator[Path]:
@@ -244,9 +255,12 @@ def _key_name(key: Any) -> str:
   return jax.tree_util.keystr((key,), simple=True)
 
 
-def _is_step_count(params: Any) -> bool:
-  # optax.inject_hyperparams takes every callable argument for a schedule, a
-  # default mask too, calls it with the step and hands back what it returned.
+def is_step_count(params: Any) -> bool:
+  """Whether a function of params was called with a step.
+
+  optax.inject_hyperparams takes every callable argument for a schedule, a
+  default mask too, calls it with the step and hands back what it returned.
+  """
   return (
     isinstance(params, jax.Array)
     and params.ndim == 0

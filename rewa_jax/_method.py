@@ -10,8 +10,9 @@ from flax.core import freeze
 from jax.core import Tracer
 
 from rewa_jax._checks import Scalar
-from rewa_jax._masks import Mask, kernels, selected
+from rewa_jax._masks import Mask, is_step_count, kernels, selected
 from rewa_jax._trees import (
+  NNX_LATENTS,
   Path,
   box_like,
   is_box,
@@ -21,9 +22,6 @@ from rewa_jax._trees import (
   path_name,
   unbox,
 )
-
-# Where in an NNX model latents are; its optimizer sees nothing but the path.
-NNX_LATENTS = "rewa_latents"
 
 # Metadata of fields: no number, so never traced; and a number that only says
 # where latents start or how they step, not which weights belong to them.
@@ -52,7 +50,8 @@ class Method:
   Attributes:
     mask: which leaves have latents: a tree of bools with the structure of
       params or a prefix of it, a function of params that returns one, or None
-      for all. The default takes the kernels.
+      for all. Of linen's variables, params are what is in ``"params"``. The
+      default takes the kernels.
 
   Examples:
     >>> import jax
@@ -170,6 +169,12 @@ class Method:
       >>> adamw = optax.adamw(1e-3, weight_decay=0.2, mask=rewa.decaying)
       >>> solver = rewa_jax.reparameterize(adamw, rewa)
     """
+    if is_step_count(latents):
+      raise TypeError(
+        "decaying was called with a step in the place of latents."
+        " optax.inject_hyperparams takes every function for a schedule: name"
+        " mask in its static_args."
+      )
 
     def decays(node, values):
       return jax.tree.unflatten(jax.tree.structure(node), values)
@@ -291,7 +296,8 @@ def weights_and_mask(
     if maker or is_parts(node) or NNX_LATENTS in leaf_path(path):
       raise ValueError(
         f"{path_name(leaf_path(path))} holds latents, not weights. Pass the"
-        " method that made them, or what its to_weights returns."
+        " method that made them, or weights: what its to_weights returns, of an"
+        " NNX model the state of weights()."
       )
   return params, mask
 

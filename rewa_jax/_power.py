@@ -117,6 +117,8 @@ def root(x: jax.typing.ArrayLike, k: "Scalar") -> jax.Array:
   check_hyperparameters(k)
   check_floating("x", x)
   x, k = jnp.asarray(x), as_python(k)
+  if isinstance(k, (int, float)) and k == 1:
+    return x
   if not isinstance(k, (int, float)):
     k = jnp.asarray(k).astype(wide_dtype(x))
   size = magnitude(x, 1 / k)

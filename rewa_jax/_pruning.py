@@ -55,9 +55,9 @@ def prune(
 
   Raises:
     ValueError: if not exactly one of threshold and sparsity is given, either is
-      out of range, scope or groups are unknown or do not fit a leaf, params
-      hold latents without a method or of another, or the mask does not fit
-      params or selects nothing by name.
+      out of range, scope or groups are unknown, do not fit a leaf or come with
+      a threshold, params hold latents without a method or of another, or the
+      mask does not fit params or selects nothing by name.
     TypeError: if a selected leaf is not floating point.
 
   Examples:
@@ -73,6 +73,11 @@ def prune(
   leaves, treedef = jax.tree.flatten(params)
   if threshold is not None and sparsity is None:
     check_number("threshold", threshold, at_least=0)
+    if scope != "global" or groups is not None:
+      raise ValueError(
+        "threshold prunes single weights, wherever they are: scope and groups"
+        f" go with sparsity, got scope={scope!r}, groups={groups!r}."
+      )
     ranked = [leaf for c, leaf in zip(chosen, leaves) if c]
     kept = [~(jnp.abs(leaf) <= threshold) for leaf in ranked]
   elif sparsity is not None and threshold is None:

@@ -7,7 +7,6 @@ import functools
 import itertools
 import operator
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +68,6 @@ def _counts(masks):
 def above_quantile(
   arrays: Sequence[jax.Array],
   share: "Scalar",
-  scope: Literal["global", "leaf"] = "global",
 ) -> list[jax.Array]:
   """Says which entries are left when a share with the smallest |x| goes.
 
@@ -78,15 +76,11 @@ def above_quantile(
 
   Args:
     arrays: floating point, any shapes and shardings.
-    share: 0 to 1, may be traced.
-    scope: what it is a share of: ``"global"``, all entries together, or
-      ``"leaf"``, those of each array.
+    share: of all entries together, 0 to 1, may be traced.
 
   Returns:
     For every array a mask of its shape and sharding.
   """
-  if scope == "leaf":
-    return [above_quantile([x], share)[0] for x in arrays]
   if not arrays:
     return []
   size = sum(x.size for x in arrays)

@@ -14,7 +14,7 @@ from rewa_jax._checks import check_number
 from rewa_jax._groups import Groups, check_groups, group_axes, group_norms
 from rewa_jax._masks import Mask, for_leaves, kernels, selected
 from rewa_jax._quantile import above_quantile
-from rewa_jax._trees import path_name
+from rewa_jax._trees import bare_path, path_name
 
 # Signatures quote it: help() would spell out every type behind it.
 Scope = Literal["global", "leaf"] | str
@@ -71,7 +71,7 @@ def largest(
     For every leaf that is chosen a mask of its shape.
   """
   leaves = [
-    (path_name(path), jnp.asarray(leaf))
+    (path_name(bare_path(path)), jnp.asarray(leaf))
     for c, (path, leaf) in zip(
       chosen, jax.tree_util.tree_leaves_with_path(tree)
     )
@@ -142,7 +142,8 @@ def erdos_renyi_kernel(
   but no more than all, such that the shares make up the sparsity.
 
   Args:
-    params: a tree of weights, or their shapes.
+    params: a tree of weights, or their shapes; of an NNX model that stores
+      latents its state.
     sparsity: the share of zeros among all selected weights, 0 to 1.
     mask: which leaves are sparse: a tree of bools with the structure of params
       or a prefix of it, a function of params that returns one, or None for all.
@@ -177,7 +178,8 @@ def erdos_renyi_kernel(
   sizes = np.array([c * math.prod(s) for c, s in zip(chosen, shapes)], float)
   weights = np.array([c * sum(s) for c, s in zip(chosen, shapes)], float)
   # Leaves that would keep more than all keep all, and the others the rest.
-  kept, full = np.zeros_like(sizes), np.zeros(len(sizes), bool)
+  # So does a scalar, which has no layer's shape.
+  kept, full = np.zeros_like(sizes), sizes <= 1
   for _ in leaves:
     left = (1 - sparsity) * sizes.sum() - sizes[full].sum()
     open_weights = np.where(full, 0, weights)
@@ -186,7 +188,8 @@ def erdos_renyi_kernel(
   kept = np.where(full, sizes, kept)
   shares = 1 - kept / np.maximum(sizes, 1)
   return treedef.unflatten(
-    float(share) if c else 0.0 for c, share in zip(chosen, shares)
+    float(share) if c and n else 0.0
+    for c, n, share in zip(chosen, sizes, shares)
   )
 
 
@@ -219,7 +222,9 @@ def _losers(path: str, x: jax.Array, n: int, m: int) -> jax.Array:
   for i in range(m):
     other = jax.lax.slice_in_dim(size, i, i + 1, axis=axis + 1)
     before += (other > size) | ((other == size) & (i > place))
-  return jnp.where(before < n, jnp.inf, size).reshape(x.shape)
+  # A loser that is infinite itself still loses.
+  losers = jnp.minimum(size, jnp.finfo(size.dtype).max)
+  return jnp.where(before < n, jnp.inf, losers).reshape(x.shape)
 
 
 def _root_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -114,6 +115,11 @@ def _table(report):
     rows.append((path, f"{n:,}", f"{size:,}", sparsity, compression))
   if report.uncounted:
     rows.append(("not counted", "", f"{report.uncounted:,}", "", ""))
+  return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+  """Returns a table: the first column to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows)]
   return "\n".join(
     "  ".join(
@@ -192,9 +198,16 @@ def sparsity(
     params,
     is_leaf=lambda node: hasattr(node, "todense"),
   )
-  params, mask = weights_and_mask(params, mask, method)
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  chosen = selected(mask, params)
+  weights, mask = weights_and_mask(params, mask, method)
+  return count_nonzero(weights, threshold, mask)
+
+
+def count_nonzero(
+  weights: Any, threshold: "Scalar", mask: Mask | None
+) -> Sparsity:
+  """Counts weights that are known to be no latents."""
+  leaves = jax.tree_util.tree_leaves_with_path(weights)
+  chosen = selected(mask, weights)
   paths = [path for (path, _), c in zip(leaves, chosen) if c]
   alike = collections.Counter(map(path_name, paths))
   counts, size, uncounted = {}, {}, 0

@@ -135,7 +135,7 @@ def sgd(
   method: Method,
   *,
   weight_decay: "optax.ScalarOrSchedule | None" = None,
-  sparsity: Any = None,
+  sparsity: "Scalar | None" = None,
   steps: int | None = None,
   momentum: "Scalar | None" = None,
   nesterov: bool = False,
@@ -217,7 +217,7 @@ def adamw(
   method: Method,
   *,
   weight_decay: "optax.ScalarOrSchedule | None" = None,
-  sparsity: Any = None,
+  sparsity: "Scalar | None" = None,
   steps: int | None = None,
   b1: "Scalar" = 0.9,
   b2: "Scalar" = 0.999,
@@ -288,7 +288,7 @@ def rewa_sgd(
   eps: "Scalar" = 0.0,
   *,
   weight_decay: "optax.ScalarOrSchedule | None" = None,
-  sparsity: Any = None,
+  sparsity: "Scalar | None" = None,
   steps: int | None = None,
   momentum: "Scalar | None" = None,
   nesterov: bool = False,
@@ -316,7 +316,8 @@ def rewa_sgd(
     sparsity: the share of zeros to end with, 0 <= sparsity < 1, by
       :func:`decay_by_rank`, after which :func:`finalize` cuts exactly so many.
       May be traced. None for the same weight decay on all weights.
-    steps: how many updates there will be; goes with sparsity.
+    steps: how many updates there will be; goes with sparsity. Under
+      injection it is static, and the learning rate should be.
     momentum: decay of the momentum, or None for none.
     nesterov: whether the momentum is Nesterov's.
     mask: which leaves are latents: a tree of bools with the structure of params
@@ -369,7 +370,7 @@ def rewa_adamw(
   eps: "Scalar" = 0.0,
   *,
   weight_decay: "optax.ScalarOrSchedule | None" = None,
-  sparsity: Any = None,
+  sparsity: "Scalar | None" = None,
   steps: int | None = None,
   b1: "Scalar" = 0.9,
   b2: "Scalar" = 0.999,
@@ -398,7 +399,8 @@ def rewa_adamw(
     sparsity: the share of zeros to end with, 0 <= sparsity < 1, by
       :func:`decay_by_rank`, after which :func:`finalize` cuts exactly so many.
       May be traced. None for the same weight decay on all weights.
-    steps: how many updates there will be; goes with sparsity.
+    steps: how many updates there will be; goes with sparsity. Under
+      injection it is static, and the learning rate should be.
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
     adam_eps: Adam's term in the denominator.
@@ -448,7 +450,7 @@ def _chain(
   learning_rate: "optax.ScalarOrSchedule",
   method: Method,
   weight_decay: "optax.ScalarOrSchedule | None",
-  sparsity: Any,
+  sparsity: "Scalar | None",
   steps: int | None,
   mild: "Scalar",
   least: float = 0.0,
@@ -456,10 +458,14 @@ def _chain(
   if weight_decay is not None and not callable(weight_decay):
     check_number("weight_decay", weight_decay, at_least=0)
   if sparsity is not None and steps is not None:
+    if not jax.tree_util.all_leaves([sparsity]):
+      raise ValueError(
+        "sparsity must be one number here, got a tree: decay_by_rank takes one"
+        " share for each leaf."
+      )
     low: Any = weight_decay
     if low is None:
-      shares = jnp.stack([jnp.asarray(s) for s in jax.tree.leaves(sparsity)])
-      left = 1 - jnp.maximum(jnp.mean(shares), least)
+      left = 1 - jnp.maximum(jnp.asarray(sparsity), least)
       low = mild / (method.degree * jnp.sqrt(left))
     decay = decay_by_rank(method, sparsity, learning_rate, steps, low=low)
   elif sparsity is not None or steps is not None:

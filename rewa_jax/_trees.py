@@ -32,6 +32,15 @@ def leaf_names(tree: Any) -> str:
   return ", ".join(paths) if paths else "(none)"
 
 
+# Where in an NNX model latents are; its optimizer sees nothing but the path.
+NNX_LATENTS = "rewa_latents"
+
+
+def bare_path(path: jax.tree_util.KeyPath) -> Path:
+  """Returns the path that a leaf of latents has in the bare model."""
+  return tuple(name for name in leaf_path(path) if name != NNX_LATENTS)
+
+
 # Several arrays that stand for one are a dict with these keys: any container
 # of params has dicts, and every format of checkpoints keeps them.
 _PART = re.compile(r"latent_\d+")

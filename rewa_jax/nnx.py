@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 from jax import lax
 
-from rewa_jax._method import NNX_LATENTS, Method
-from rewa_jax._trees import is_box, is_parts, leaf_names, unbox
+from rewa_jax._method import Method
+from rewa_jax._trees import NNX_LATENTS, is_box, is_parts, leaf_names, unbox
 
 Model = TypeVar("Model", bound=nnx.Module)
 Path = tuple[Any, ...]

@@ -341,6 +341,27 @@ def strong_of_weights(sparsity):
   return strong_of(sparsity, RANDOM, rewa_jax.Rewa(1), groups="output")
 
 
+@pytest.mark.parametrize("make", [rewa_jax.sgd, rewa_jax.adamw])
+def test_in_a_long_run_the_smallest_still_decay_most(make):
+  solver = make(0.1, REWA, sparsity=0.5, steps=100_000)
+  latents = {"kernel": jnp.ones(2)}
+  strong = {"kernel": jnp.array([True, False])}
+  state = optax.tree.set(solver.init(latents), strong=strong)
+  updates, _ = solver.update({"kernel": jnp.zeros(2)}, state, latents)
+  most, least = updates["kernel"]
+  np.testing.assert_allclose(most / least, 10, rtol=1e-5)
+
+
+def test_groups_are_those_of_the_bare_model():
+  def groups(path, leaf):
+    return {"kernel": (1,)}[path]
+
+  model = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+  model = rewa_jax.nnx.reparameterize(model, REWA)
+  solver = rewa_jax.decay_by_rank(REWA, 0.5, 0.1, 100, low=0, groups=groups)
+  assert solver.init(nnx.state(model, nnx.Param)).count == 0
+
+
 # As a transformation.
 
 
@@ -404,6 +425,20 @@ def test_an_update_has_derivatives():
   np.testing.assert_allclose(jax.grad(squares)(0.25), expected, rtol=1e-5)
 
 
+def test_it_is_made_within_jit():
+  def strong(rate):
+    solver = rewa_jax.decay_by_rank(
+      REWA, 0.5, optax.constant_schedule(rate), 100, low=0.1, high=2.0, begin=0
+    )
+    latents = {"kernel": jnp.arange(4.0)}
+    updates, _ = solver.update(latents, solver.init(latents), latents)
+    return updates["kernel"]
+
+  rates = jnp.array([0.1, 0.2])
+  expected = [strong(0.1), strong(0.2)]
+  np.testing.assert_allclose(jax.jit(jax.vmap(strong))(rates), expected)
+
+
 def test_hyperparameters_are_injected():
   solver = optax.inject_hyperparams(
     rewa_jax.rewa_sgd, static_args=("steps", "mask")
@@ -412,6 +447,22 @@ def test_hyperparameters_are_injected():
   _, cut = rewa_jax.finalize(latents, 0.75, method=REWA)
   assert cut.largest_cut < 1e-3
   assert state.hyperparams["sparsity"] == 0.75
+  solver = optax.inject_hyperparams(rewa_jax.rewa_sgd)(
+    RATE, k=3, m=1, sparsity=0.75, steps=STEPS
+  )
+  with pytest.raises(TypeError, match="name steps in its static_args"):
+    train(solver)
+
+
+def test_of_an_injected_run_the_strong_decay_is_that_of_the_schedule():
+  ask = {"k": 3, "m": 1, "sparsity": 0.75, "steps": STEPS}
+  static = ("learning_rate", "steps", "mask")
+  inject = optax.inject_hyperparams(rewa_jax.rewa_sgd, static_args=static)
+  injected, _ = train(inject(RATE, **ask))
+  plain, _ = train(rewa_jax.rewa_sgd(RATE, **ask))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4), injected, plain
+  )
 
 
 def test_a_state_is_plain_arrays_that_are_saved_and_restored():
@@ -487,6 +538,8 @@ def test_updates_keep_the_dtype_of_params():
     (dict(sparsity={"a": 0.5}), "scope must be 'leaf', got 'global'"),
     (dict(sparsity={"a": 2.0}, scope="leaf"), "sparsity at a must be .*2.0"),
     (dict(low=-1.0), "low must be"),
+    (dict(low=1.0, high=0.5), "high = 0.5 is below low = 1:"),
+    (dict(low=optax.linear_schedule(0, 9, 100), high=8), "is below low = 8.9"),
     (dict(high=0.01), "too little for the smallest weights to vanish"),
     (dict(high=50.0), "must be below 1"),
     (dict(steps=3), "must be below 1"),
@@ -527,6 +580,7 @@ def test_a_mask_that_selects_nothing_is_an_error():
     ({}, "Give weight_decay, or sparsity and steps"),
     ({"sparsity": 0.5}, "go together, got sparsity=0.5, steps=None"),
     ({"weight_decay": 0.1, "steps": 5}, "go together, got sparsity=None"),
+    ({"sparsity": {"a": 0.5}, "steps": 5}, "must be one number .*got a tree"),
   ],
 )
 def test_sgd_and_adamw_say_what_belongs_together(options, message):

@@ -64,6 +64,13 @@ def test_groups_and_blocks_are_cut_as_prune_cuts_them():
     assert cut.sparsity.total_nonzero == 24
 
 
+def test_where_nothing_is_selected_nothing_is_cut():
+  for params, mask in (({}, rewa_jax.kernels), (WEIGHTS, lambda p: False)):
+    weights, cut = rewa_jax.finalize(params, 0.5, mask=mask)
+    assert weights == params
+    assert cut.largest_cut == 0 and cut.smallest_kept == np.inf
+
+
 def test_jit_and_vmap_return_the_report():
   @jax.jit
   @jax.vmap

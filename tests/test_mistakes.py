@@ -136,6 +136,47 @@ def test_one_mask_tree_serves_the_model_and_its_optimizer():
   np.testing.assert_array_equal(weights.out.kernel, bare.out.kernel[...])
 
 
+@pytest.mark.parametrize(
+  "mask",
+  [
+    {"layers_0": True, "layers_1": False},
+    {"params": {"layers_0": True, "layers_1": False}},
+    lambda params: {"layers_0": True, "layers_1": "layers_1" not in params},
+  ],
+)
+def test_one_mask_serves_linen_whether_variables_or_params_are_trained(mask):
+  rewa = rewa_jax.Rewa(k=3, mask=mask)
+  bare = nn.Sequential([nn.Dense(4, use_bias=False), nn.Dense(2)])
+  model = rewa_jax.linen.Reparameterized(bare, rewa)
+  latents = model.init(jax.random.key(0), INPUTS)
+  solver = rewa_jax.sgd(0.1, rewa, weight_decay=0.5)
+  for params in (latents, latents["params"]):
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = solver.update(zero, solver.init(params), params)
+    updates = updates.get("params", updates)
+    assert updates["layers_0"]["kernel"].all()
+    assert not updates["layers_1"]["kernel"].any()
+    pruned, _ = rewa_jax.finalize(params, 1, method=rewa)
+    pruned = pruned.get("params", pruned)
+    assert not pruned["layers_0"]["kernel"].any()
+    assert pruned["layers_1"]["kernel"].any()
+
+
+def test_what_nnx_trains_is_finalized():
+  bare = Network()
+  model = rewa_jax.nnx.reparameterize(bare, REWA)
+  state = nnx.state(model, nnx.Param)
+  wanted, report = rewa_jax.finalize(nnx.state(bare, nnx.Param), 0.5)
+  for latents in (state, nnx.to_pure_dict(state)):
+    weights, cut = rewa_jax.finalize(latents, 0.5, method=REWA)
+    assert cut.sparsity.total_nonzero == report.sparsity.total_nonzero
+    np.testing.assert_allclose(
+      jnp.asarray(weights["rewa_latents"]["emb"]["kernel"]),
+      wanted["emb"]["kernel"][...],
+      rtol=1e-5,
+    )
+
+
 def test_a_bare_nnx_model_takes_no_latents():
   bare = Network()
   model = rewa_jax.nnx.reparameterize(bare, REWA)
@@ -190,6 +231,9 @@ def test_a_mask_function_is_no_schedule():
     updates, _ = solver.update(zero, solver.init(latents), latents)
     np.testing.assert_allclose(updates["first"], -0.01, rtol=1e-6)
     assert not updates["second"].any()
+  adamw = inject(optax.adamw)(0.1, mask=REWA.decaying)
+  with pytest.raises(TypeError, match="with a step .* static_args"):
+    rewa_jax.reparameterize(adamw, REWA).init({"kernel": jnp.ones(2)})
 
 
 def is_variable(node):

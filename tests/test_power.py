@@ -91,6 +91,12 @@ def test_a_number_of_numpy_is_the_python_number_it_is(k):
   assert "integer_pow" in graph and "pow " not in graph.replace("integer_", "")
 
 
+def test_a_root_of_power_1_is_the_identity():
+  x = jnp.array([0.0, -jnp.inf, 3.0])
+  np.testing.assert_array_equal(rewa_jax.root(x, 1), x)
+  assert jax.grad(rewa_jax.root)(0.0, 1) == 1
+
+
 def test_underflow_is_an_exact_zero():
   assert rewa_jax.power(jnp.float32(1e-6), 9) == 0
 

@@ -170,6 +170,8 @@ def test_dtypes_are_kept(dtype):
   [
     (dict(), "exactly one of threshold and sparsity, got threshold=None"),
     (dict(threshold=0.1, sparsity=0.1), "exactly one"),
+    (dict(threshold=0.1, scope="leaf"), "go with sparsity, got scope='leaf'"),
+    (dict(threshold=0.1, groups="output"), "go with sparsity, .*'output'"),
     (dict(threshold=-1), "threshold must be .* >= 0, got -1"),
     (dict(sparsity=1.5), "sparsity must be .* <= 1, got 1.5"),
     (dict(sparsity=float("nan")), "sparsity must be"),

@@ -65,12 +65,6 @@ def test_one_number_alone():
   assert above_quantile([], 0.5) == []
 
 
-def test_a_share_of_each_array():
-  arrays = [jnp.arange(4.0), 10 * jnp.arange(4.0)]
-  for found in above_quantile(arrays, 0.5, "leaf"):
-    assert found.tolist() == [False, False, True, True]
-
-
 def test_shares_may_be_traced_and_stacked():
   arrays = [jnp.array([3.0, -1.0, 0.0, 0.0]), jnp.array([[2.0], [0.0]])]
   shares = jnp.array([-0.5, 0.0, 0.3, 0.5, 0.9, 1.0, 1.5])

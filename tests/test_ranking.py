@@ -45,6 +45,14 @@ def test_blocks_of_equal_weights_and_zeros_keep_exactly_n():
   np.testing.assert_array_equal(pruned["kernel"][3], [-2, -2, -2])
 
 
+def test_of_infinite_weights_a_block_keeps_n_too():
+  inf = jnp.inf
+  params = {"kernel": jnp.array([inf, -inf, jnp.nan, 1.0, 1, 2, 3, 4])[:, None]}
+  pruned, _ = rewa_jax.prune(params, sparsity=0.5, scope="2:4")
+  kept = (pruned["kernel"] != 0).reshape(2, 4)
+  np.testing.assert_array_equal(kept.sum(1), [2, 2])
+
+
 def test_channels_go_together_the_weakest_per_weight_first():
   pruned, _ = rewa_jax.prune(PARAMS, sparsity=0.6, groups="output")
   # Ten channels: the small kernel's six go, however few weights they are.
@@ -101,6 +109,13 @@ def test_erdos_renyi_kernel_spares_thin_layers():
   np.testing.assert_allclose(
     288 * (1 - shares["conv"]["kernel"]), 0.8 * 336 - 48
   )
+
+
+def test_erdos_renyi_kernel_spares_scalars_and_what_is_empty():
+  params = {"a": jnp.ones(()), "b": jnp.ones((0, 4)), "c": jnp.ones((10, 10))}
+  shares = rewa_jax.erdos_renyi_kernel(params, 0.5, mask=None)
+  assert shares["a"] == shares["b"] == 0
+  assert 100 * (1 - shares["c"]) + 1 == pytest.approx(101 / 2)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rewa_jax import linen
+from rewa_jax._sparsity import aligned
 from rewa_jax._trees import with_paths
 from rewa_jax.deploy._checks import check_weights
 from rewa_jax.deploy._constants import PRODUCTS, constants
@@ -44,14 +45,10 @@ class Compact:
       names = ["x".join(map(str, shape)) or "-" for shape in shapes]
       rows.append((path, *names, *map("{:,}".format, sizes)))
     rows.append(("all", "", "", *map("{:,}".format, totals)))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-      "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-      for row in rows
-    ]
+    text = aligned(rows)
     if totals[0] == totals[1]:
-      lines.append("Nothing to remove: every unit has an effect.")
-    return "\n".join(lines)
+      text += "\nNothing to remove: every unit has an effect."
+    return text
 
 
 def compact(
