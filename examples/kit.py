@@ -139,7 +139,7 @@ def describe_budgets(
     text = f"decay budgets {low:.1f} to {high:.1f}"
   if low >= LEAST_BUDGET:
     return text
-  text += f", and below {LEAST_BUDGET} a network stays dense"
+  text += f", and below {LEAST_BUDGET} a network may stay dense"
   if high >= LEAST_BUDGET:
     return f"{text}: the weak end of this grid will."
   if not high:

@@ -67,22 +67,26 @@ def test_a_folder_that_cannot_be_made_is_said_before_the_run(tmp_path, capsys):
     ([9, 40], "decay budgets 9.0 to 40.0"),
     (
       [40, 3],
-      "decay budgets 3.0 to 40.0, and below 8 a network stays dense: the weak"
+      "decay budgets 3.0 to 40.0, and"
+      " below 8 a network may stay dense: the weak"
       " end of this grid will.",
     ),
     (
       [2.5],
-      "warning: decay budget 2.5, and below 8 a network stays dense. It takes"
+      "warning: decay budget 2.5, and"
+      " below 8 a network may stay dense. It takes"
       " --epochs 12 for a budget of 15.",
     ),
     (
       [1, 5],
-      "warning: decay budgets 1.0 to 5.0, and below 8 a network stays dense. It"
+      "warning: decay budgets 1.0 to 5.0, and"
+      " below 8 a network may stay dense. It"
       " takes --epochs 6 for a budget of 15.",
     ),
     (
       [0.0],
-      "warning: decay budget 0.0, and below 8 a network stays dense. There is"
+      "warning: decay budget 0.0, and"
+      " below 8 a network may stay dense. There is"
       " no weight decay.",
     ),
   ],

@@ -23,13 +23,13 @@ LABELS = {
   "l1": "AdamW, proximal L1",
   "fixed": "ReWA, fixed decay",
   "rank": "ReWA by rank",
-  "drop-in": "trained AdamW, then ReWA by rank, a tenth of the steps",
+  "drop-in": "trained AdamW, then a short ReWA by rank",
   "dense-units": "units: AdamW, then pruned",
   "gmp-units": "units: AdamW, gradual pruning",
   "rank-units": "units: ReWA by rank",
 }
 # Trials of a learning rate, and the drop-in after training, have a tenth of the
-# steps; with fewer than this, decay by rank has no time.
+# steps, but so many at least: with fewer decay by rank has no time.
 LEAST_STEPS = 120
 
 

@@ -174,7 +174,7 @@ def describe_budgets(steps: int) -> str:
   enough = rewa_jax.weight_decay_for(15, k, schedule, steps)
   return (
     f"{'warning: ' if high < 8 else ''}ReWA has decay budgets {low:.1f} to"
-    f" {high:.1f}, and below 8 a network stays dense. It takes a penalty of"
+    f" {high:.1f}, and below 8 a network may stay dense. It takes a penalty of"
     f" {enough:.2g} for a budget of 15."
   )
 
