@@ -49,13 +49,14 @@ hypothesis.settings.load_profile("jax")
 
 def pytest_collection_finish():
   """Spares every later collection what the imports have left."""
+  memory.give_back()
   gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown():
   """Keeps workers below 1.2 GB, at their peaks too."""
-  if memory.resident() > 900e6:
+  if memory.resident() > 1e9:
     memory.give_back()
 
 

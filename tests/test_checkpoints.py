@@ -71,6 +71,7 @@ def assert_same(one, other, **tolerance):
     np.testing.assert_allclose(a, b, **({"rtol": 0} | tolerance))
 
 
+@pytest.mark.parametrize("way", [runs.by_linen, runs.by_nnx_drop_in])
 def test_two_runs_from_scratch_are_the_same_bit_for_bit(way):
   _, _, middle, _ = trained(way)
   start, step = way()
@@ -92,6 +93,13 @@ def test_a_run_in_bytes_of_flax_continues_bit_for_bit(way):
   assert_same(advance(step, restored), end)
 
 
+@pytest.mark.parametrize(
+  "way",
+  [
+    pytest.param(way, marks=() if way is runs.by_linen else pytest.mark.slow)
+    for way in runs.WAYS_IN
+  ],
+)
 def test_a_run_saved_by_eight_devices_continues_on_fewer(way, tmp_path):
   start, step, middle, end = trained(way)
   save(tmp_path / "run", spread(middle, DEVICES))

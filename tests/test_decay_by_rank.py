@@ -81,11 +81,16 @@ def test_a_network_ends_at_the_sparsity_asked_for():
   "method",
   [
     rewa_jax.Rewa(9, 2),
-    rewa_jax.Rewa(4, eps=1e-3, gradient="latent"),
     baselines.spred(),
-    baselines.deep_weight_factorization(3),
-    baselines.HadamardDifference(2),
-    baselines.PowerPropagation(2.0),
+    *(
+      pytest.param(method, marks=pytest.mark.slow)
+      for method in (
+        rewa_jax.Rewa(4, eps=1e-3, gradient="latent"),
+        baselines.deep_weight_factorization(3),
+        baselines.HadamardDifference(2),
+        baselines.PowerPropagation(2.0),
+      )
+    ),
   ],
   ids=str,
 )
@@ -377,6 +382,7 @@ def test_one_vmap_trains_a_grid_of_targets():
   np.testing.assert_allclose(weights["a"]["kernel"][1], one["a"]["kernel"])
 
 
+@pytest.mark.slow
 def test_states_under_vmap_are_as_each_alone_and_ranked_when_due_alone():
   solver = rewa_jax.sgd(0.1, REWA, sparsity=0.5, steps=100)
   latents = REWA.to_latents({"kernel": jax.random.normal(KEY, (3, 50, 40))})
@@ -408,6 +414,7 @@ def test_states_under_vmap_are_as_each_alone_and_ranked_when_due_alone():
   assert text[text.index("\nENTRY") :].count(" while(") == 1
 
 
+@pytest.mark.slow
 def test_an_update_has_derivatives():
   latents = REWA.to_latents({"kernel": jax.random.normal(KEY, (5, 4))})
 

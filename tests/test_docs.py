@@ -31,8 +31,18 @@ SETUP = snippets((ROOT / "README.md").read_text())[0]
 SETUP = SETUP.replace("range(1000)", "range(2)")
 
 
+# They train, for seconds each; those of keeping_zeros run in a test below.
+SLOW = ("asking.md", "choosing.md", "deploy.md", "number_formats.md")
+SLOW += ("other_methods.md", "troubleshooting.md")
+
+
 @pytest.mark.parametrize(
-  "page", [name for name, text in PAGES.items() if snippets(text)]
+  "page",
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name, text in PAGES.items()
+    if snippets(text) and name != "keeping_zeros.md"
+  ],
 )
 def test_the_snippets_of_a_page_run_in_a_row(
   page, capsys, tmp_path, monkeypatch

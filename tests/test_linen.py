@@ -542,7 +542,8 @@ CASES = {
 # They compile for seconds.
 SLOW = (
   *("a recurrent network", "recurrent networks", "whole and its parts"),
-  *("cell", "part under vmap"),
+  *("cell", "cell in compact", "part under vmap", "part under scan"),
+  *("part under jit", "scanned layers", "mapped layers", "a jitted layer"),
 )
 
 

@@ -43,7 +43,7 @@ class Network(nnx.Module):
     return self.out(self.emb(inputs))
 
 
-@pytest.mark.parametrize("rate", [0.2, 0.05, 0.02])
+@pytest.mark.parametrize("rate", [0.2, 0.02])
 @pytest.mark.parametrize("optimizer", [rewa_jax.sgd, rewa_jax.adamw])
 def test_the_gradient_of_the_default_is_the_one_that_optimizers_expect(
   optimizer, rate

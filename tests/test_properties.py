@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import rewa_jax
-from rewa_jax import baselines
 
 SIZE = 6
 NUMBERS = arrays(
@@ -423,24 +421,3 @@ def test_the_penalty_adds_up_over_weights_and_ignores_signs(x, hyper):
   parts = [float(penalty.value(x[i : i + 1])) for i in range(SIZE)]
   size = np.abs(parts).sum()
   np.testing.assert_allclose(penalty.value(-x), np.sum(parts), atol=1e-4 * size)
-
-
-@pytest.mark.parametrize(
-  "method",
-  [
-    baselines.spred(),
-    baselines.deep_weight_factorization(3),
-    baselines.HadamardDifference(3),
-    baselines.Gated("output"),
-    baselines.PowerPropagation(2.0),
-    rewa_jax.Rewa(9, 2),
-    baselines.GroupedRewa(9, "output", 2),
-  ],
-  ids=lambda method: type(method).__name__,
-)
-@law(x=CLEAR)
-def test_every_method_gives_back_the_weights_it_was_given(method, x):
-  params = {"kernel": x.reshape(2, 3), "bias": x}
-  weights = method.to_weights(method.to_latents(params))
-  np.testing.assert_allclose(weights["kernel"], params["kernel"], rtol=2e-5)
-  np.testing.assert_array_equal(weights["bias"], x)

@@ -40,7 +40,7 @@ def test_the_gradient_of_weights_passes_through(k):
   assert jnp.array_equal(jax.jvp(to_weights, (y,), (cotangent,))[1], cotangent)
 
 
-@pytest.mark.parametrize("k", POWERS)
+@pytest.mark.parametrize("k", [2.5, 9])
 def test_the_gradient_of_latents_is_the_chain_rule(k, x64):
   to_weights = of_all(k, "latent").to_weights
   gradient = jax.grad(lambda y: to_weights(y).sum())(WEIGHTS)
@@ -66,12 +66,11 @@ def test_derivative_with_respect_to_a_traced_power(gradient, x64):
   np.testing.assert_allclose(jax.jacfwd(to_weights)(2.5), numeric, atol=1e-8)
 
 
-@pytest.mark.parametrize("gradient", CONVENTIONS)
 @pytest.mark.parametrize("k", [1, 1.5, 2, 3, 9, 40])
 @pytest.mark.parametrize("traced", [False, True])
-def test_nothing_is_nan_at_the_edges_of_float32(k, gradient, traced):
+def test_nothing_is_nan_at_the_edges_of_float32(k, traced):
   def to_weights(y, k):
-    return of_all(k, gradient).to_weights(y)
+    return of_all(k).to_weights(y)
 
   y, k = jnp.asarray(EXTREMES), jnp.float32(k) if traced else k
   x, pullback = jax.vjp(to_weights, y, k)

@@ -136,20 +136,6 @@ def test_power_one_is_the_base_optimizer():
   assert_same(train(ours, k=1), train(base, k=1))
 
 
-def test_decay_alone_shrinks_weights_by_the_decay_budget():
-  schedule = optax.cosine_decay_schedule(0.1, 300)
-  rewa = rewa_jax.Rewa(k=9, m=2)
-  solver = rewa_jax.sgd(schedule, rewa, weight_decay=0.02, momentum=0.9)
-  latents = {"w": jnp.array([1.0, -0.8])}
-  state = solver.init(latents)
-  for _ in range(300):
-    updates, state = solver.update({"w": jnp.zeros(2)}, state, latents)
-    latents = optax.apply_updates(latents, updates)
-  budget = rewa_jax.decay_budget(9, 0.02, schedule, 300)
-  shrinkage = rewa.to_weights(latents)["w"] / jnp.array([1, -(0.8**9)])
-  np.testing.assert_allclose(shrinkage, jnp.exp(-budget), rtol=5e-3)
-
-
 def test_nesterov_follows_the_paper(x64):
   start = np.array([0.9, -0.4])
   result = reference.train(
@@ -324,14 +310,6 @@ def test_state_can_be_mapped_over_its_params():
   state = solver.init(LATENTS)
   doubled = optax.tree.map_params(solver, lambda leaf: leaf + 1, state)
   assert jnp.array_equal(doubled[1].mu["kernel"], jnp.ones((4, 3)))
-
-
-def test_extra_arguments_are_passed_on():
-  scale = optax.with_extra_args_support(rewa_jax.scale_by_rewa(3))
-  assert_same(
-    scale.update(LATENTS, scale.init(LATENTS), LATENTS, value=1.0)[0],
-    scale.update(LATENTS, scale.init(LATENTS), LATENTS)[0],
-  )
 
 
 @pytest.mark.slow

@@ -104,6 +104,7 @@ def test_l1_methods_reach_the_lasso(method, scale, data, rate, steps, x64):
     np.testing.assert_allclose(x, solution, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lbfgs_on_latents_reaches_the_lasso(x64):
   """Strengths so small that gradient descent would take very long."""
   inputs, targets = synthetic()
@@ -214,7 +215,7 @@ def test_nonconvex_methods_land_on_stationary_points_of_skglm(
 # ReWA and deep weight factorization.
 
 
-@pytest.mark.parametrize("depth", [2, 3, 4])
+@pytest.mark.parametrize("depth", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_tied_power_of_rewa_follows_balanced_factors(depth, x64):
   r"""Step by step, with the same decay.
 

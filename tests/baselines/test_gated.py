@@ -11,7 +11,10 @@ from tests.baselines import descent
 # What they solve.
 
 
-@pytest.mark.parametrize("depth,groups", [(2, "output"), (3, "input")])
+@pytest.mark.parametrize(
+  "depth,groups",
+  [pytest.param(2, "output", marks=pytest.mark.slow), (3, "input")],
+)
 def test_stationary_points_are_those_of_the_penalized_loss(depth, groups, x64):
   axis = 0 if groups == "output" else 1
   method = baselines.Gated(groups, depth=depth)

@@ -50,7 +50,14 @@ def test_factors_are_distributed_as_those_drawn_by_rejection(depth, sigma):
     assert abs(np.mean(factor > 0) - 0.5) < 0.01
 
 
-@pytest.mark.parametrize("depth,share", [(2, 0.56), (3, 0.40), (4, 0.31)])
+@pytest.mark.parametrize(
+  "depth,share",
+  [
+    (3, 0.40),
+    pytest.param(2, 0.56, marks=pytest.mark.slow),
+    pytest.param(4, 0.31, marks=pytest.mark.slow),
+  ],
+)
 def test_the_product_is_as_wide_as_known(depth, share):
   sigma = 0.02
   method = DWF[depth]

@@ -54,11 +54,11 @@ def rewa_slope(k, m, eps, size):
   "k,m,eps",
   [
     (9, 2, 0.0),
-    (2.5, 1.2, 0.0),
-    (3, 0, 0.1),
-    (4, 1, 0.1),
+    pytest.param(2.5, 1.2, 0.0, marks=pytest.mark.slow),
+    pytest.param(3, 0, 0.1, marks=pytest.mark.slow),
+    pytest.param(4, 1, 0.1, marks=pytest.mark.slow),
     # The second term is a logarithm.
-    (3, 2, 0.01),
+    pytest.param(3, 2, 0.01, marks=pytest.mark.slow),
   ],
 )
 def test_stationary_points_of_rewa_are_those_of_theorem_3_3(k, m, eps, x64):
@@ -77,11 +77,11 @@ def test_stationary_points_of_rewa_are_those_of_theorem_3_3(k, m, eps, x64):
   "k,m,eps,groups",
   [
     (3, 2, 0.0, "output"),
-    (9, 2, 0.0, "output"),
-    (5, 3, 0.0, "input"),
     (3, 0, 0.1, "output"),
-    (3, 2, 0.01, "output"),
-    (3, 2, 0.0, every_weight),
+    pytest.param(9, 2, 0.0, "output", marks=pytest.mark.slow),
+    pytest.param(5, 3, 0.0, "input", marks=pytest.mark.slow),
+    pytest.param(3, 2, 0.01, "output", marks=pytest.mark.slow),
+    pytest.param(3, 2, 0.0, every_weight, marks=pytest.mark.slow),
   ],
 )
 def test_stationary_groups_of_rewa_are_those_of_its_penalty_on_norms(
@@ -113,7 +113,10 @@ def test_the_penalty_on_groups_is_rewas_on_their_norms(eps):
   np.testing.assert_allclose(rows, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("alpha,weight_decay", [(2, 0.1), (3, 0.04)])
+@pytest.mark.parametrize(
+  "alpha,weight_decay",
+  [(2, 0.1), pytest.param(3, 0.04, marks=pytest.mark.slow)],
+)
 def test_stationary_points_of_powerpropagation_are_those_of_its_penalty(
   alpha, weight_decay, x64
 ):

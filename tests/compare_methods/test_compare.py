@@ -18,7 +18,7 @@ from examples.compare_methods.frontier import (
 )
 
 # Of each kind of method one: latents, penalties, and a state that prunes.
-QUICK = ("ReWA", "L1, proximal", "GMP")
+QUICK = ("ReWA", "GMP")
 
 
 def test_whole_channels_count_as_long_as_one_weight_is_left():

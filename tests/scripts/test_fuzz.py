@@ -9,9 +9,10 @@ from rewa_jax import _dropin
 
 from . import fuzz, models
 
-pytestmark = pytest.mark.filterwarnings(
-  "ignore:(?s).*nnx.capture:DeprecationWarning"
-)
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.filterwarnings("ignore:(?s).*nnx.capture:DeprecationWarning"),
+]
 
 
 def outcomes(law, seeds, monkeypatch):
