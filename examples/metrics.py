@@ -77,7 +77,7 @@ class Metrics:
     """
     self._recent.append(metrics)
     self._bar.update(step - self._bar.n)
-    if step % _STEPS:
+    if step % _STEPS and step != self._bar.total:
       return
     values = {
       name: float(np.mean(jax.device_get([m[name] for m in self._recent])))

@@ -80,7 +80,7 @@ def common(base: v.Base, shares) -> dict[str, v.Make]:
     "ranked 4 times as often": v.by_rank(base, every=12),
     "ranked a quarter as often": v.by_rank(base, every=200),
     "rank of size times gradient": v.by_score(base, v.times_gradient),
-    "LAMP's rank": v.by_score(base, v.lamp),
+    "LAMP's rank": v.by_score(base, v.lamp(base.method)),
     "equal shares of layers": v.by_rank(base, scope="leaf"),
     "Erdos-Renyi-kernel shares": v.by_rank(base, scope="leaf", shares=shares),
     "mask on the same schedule": v.hard(base),

@@ -142,7 +142,7 @@ def table(rows, fixed=()) -> str:
       for name in ("test", "validation", "test_uncut")
     }
     cost = column["test_uncut"] - column["test"]
-    spread = f" ± {column['test'].std():.2f}" if len(group) > 1 else ""
+    spread = f" ± {column['test'].std(ddof=1):.2f}" if len(group) > 1 else ""
     left = sorted({row["nonzero"] for row in group})
     lines.append(
       (
@@ -213,7 +213,7 @@ def parse(argv) -> argparse.Namespace:
   add("--seeds", type=int, nargs="+", default=[1, 2, 3])
   add("--grid", action="store_true", help="try 8 fixed weight decays besides")
   args = parser.parse_args(argv)
-  args.compressions = args.compressions or COMPRESSIONS[args.network]
+  args.compressions = args.compressions or list(COMPRESSIONS[args.network])
   if min(args.compressions) < 1:
     parser.error(f"--compressions must be >= 1, got {min(args.compressions)}")
   if args.epochs is None:

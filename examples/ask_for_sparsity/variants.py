@@ -262,17 +262,20 @@ def times_gradient(latents, average):
   return jax.tree.map(lambda y, g: jnp.abs(y) * g, latents, average)
 
 
-def lamp(latents, average):
-  """Squares over the sum of those of the layer that are not smaller."""
-  del average
+def lamp(method: rewa_jax.Method) -> Callable[[Any, Any], Any]:
+  """Squares of weights over the sum of the layer's that are not smaller."""
 
-  def score(y):
-    squares = jnp.square(y).ravel()
+  def score(x):
+    squares = jnp.square(x).ravel()
     order = jnp.argsort(-squares)
     sums = jnp.cumsum(squares[order])
-    return (squares.at[order].divide(sums)).reshape(y.shape)
+    return (squares.at[order].divide(sums)).reshape(x.shape)
 
-  return jax.tree.map(score, latents)
+  def scores(latents, average):
+    del average
+    return jax.tree.map(score, method.to_weights(latents))
+
+  return scores
 
 
 class CountState(NamedTuple):
@@ -299,7 +302,7 @@ def with_growing_m(run: Run) -> optax.GradientTransformation:
 
   def step_at(count):
     m = 2.0 * jnp.minimum(count / (run.steps / 2), 1)
-    return rewa_jax.scale_by_rewa(k=9, m=m)
+    return rewa_jax.scale_by_rewa(k=9, m=m, mask=rewa_jax.kernels)
 
   return _scale_by_count(step_at)
 
@@ -336,7 +339,9 @@ def with_growing_k(base: Base, first: float = 3.0) -> Make:
 
   def scale(run):
     return _scale_by_count(
-      lambda count: rewa_jax.scale_by_rewa(k=power(count, run), m=m)
+      lambda count: rewa_jax.scale_by_rewa(
+        power(count, run), m, mask=rewa_jax.kernels
+      )
     )
 
   def make(sparsity, run):

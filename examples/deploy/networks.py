@@ -214,8 +214,7 @@ def read(run: pathlib.Path) -> Network:
   model = state.make_network(config, source.classes)
   batches = source.test_batches("test")
   parts = [
-    source.to_images(None, {"index": batch["index"]}, source.arrays["test"])
-    for batch in batches
+    source.to_images(None, batch, source.arrays["test"]) for batch in batches
   ]
   images, labels = (jnp.concatenate(part) for part in zip(*parts))
   variables = {"params": weights}

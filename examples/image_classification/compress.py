@@ -146,11 +146,17 @@ def write_table(args: argparse.Namespace, out: pathlib.Path) -> None:
 
 
 def _measure_all(args):
-  return [
+  rows = [
     row
     for run in args.runs
     for row in measure(run, THRESHOLDS, args.recalibrate)
   ]
+  if len(set(map(tuple, rows))) > 1:
+    raise ValueError(
+      "Some of these runs held images back and some did not: they have no table"
+      " in common."
+    )
+  return rows
 
 
 def measure(
@@ -263,7 +269,7 @@ def recalibration(
         key, weights, statistics, parallel.batch(batch), arrays
       )
       total = jax.tree.map(jnp.add, total, one)
-    return jax.tree.map(lambda x: x / batches, total)
+    return jax.tree.map(lambda x: x / (number + 1), total)
 
   return recalibrated
 

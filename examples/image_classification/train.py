@@ -57,10 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax.distributed.initialize(args.coordinator, args.processes, args.process)
   run = pathlib.Path(args.out or f"results/{args.preset}")
   try:
-    config = from_arguments(args)
-    if jax.process_index() == 0:
-      settings.write(run, config)
-    return train(config, run, argv)
+    return train(from_arguments(args), run, argv)
   except (ValueError, OSError, FloatingPointError) as error:
     sys.exit(f"train.py: {error}")
   except KeyboardInterrupt:
@@ -121,6 +118,9 @@ def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
   network = parallel.network(make_network(config, source.classes))
   setup = make_setup(config, network, source.steps_per_epoch)
   start = ckpt.load(pathlib.Path(config.start))[1:] if config.start else None
+  # What is wrong with the data should not stay in the folder.
+  if jax.process_index() == 0:
+    settings.write(run, config)
   state = parallel.init(
     functools.partial(init_state, config, setup),
     jax.random.key(config.seed),
@@ -223,7 +223,7 @@ def train(config: Config, run: pathlib.Path, argv: Sequence[str]) -> int:
       "seconds": round(seconds, 1),
       **metrics.speed,
       **{split: test(evaluated, split) for split in source.splits},
-      "compression": float(compression),
+      "compression_at": {f"{config.threshold:g}": float(compression)},
       **cut,
     }
   path = run / "results.json"

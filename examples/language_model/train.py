@@ -103,10 +103,6 @@ def train(
     FloatingPointError: if the loss is not finite.
   """
   check(config)
-  settings.write(run, config)
-  path = run / "results.json"
-  if path.exists():
-    return kit.read_json(path, {})
   if config.batch_size // config.accumulate % jax.device_count():
     raise ValueError(
       "batch_size / accumulate must be a multiple of the"
@@ -117,7 +113,12 @@ def train(
   if start:
     check_start(config, settings.read(start, Config))
   source = source or open_source(config, start or run)
+  # What is wrong with the data should not stay in the folder.
+  settings.write(run, config)
   source.save_tokenizer(run)
+  path = run / "results.json"
+  if path.exists():
+    return kit.read_json(path, {})
   setup, parallel, state = begin_with(config, source)
   judge = make_judge(config, setup, source, parallel)
   to_weights = jax.jit(setup.to_weights)

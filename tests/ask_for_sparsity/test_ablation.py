@@ -103,7 +103,8 @@ def test_weights_stay_as_they_are_while_k_grows():
 
 
 def test_lamp_is_the_share_of_what_is_not_smaller():
-  scores = v.lamp({"w": jnp.array([[1.0, -2.0], [0.0, 3.0]])}, None)["w"]
+  latents = {"kernel": jnp.array([[1.0, -2.0], [0.0, 3.0]])}
+  scores = v.lamp(rewa_jax.Rewa(1))(latents, None)["kernel"]
   wanted = [[1 / 14, 4 / 13], [0, 1]]
   np.testing.assert_allclose(scores, wanted, rtol=1e-6)
 

@@ -22,7 +22,7 @@ def test_the_table_has_means_over_seeds_and_what_the_cut_cost():
   rows = [ROW, ROW | {"seed": 2, "test": 0.96, "test_uncut": 0.96}]
   line = ask.table(rows).splitlines()[2]
   assert line.startswith(
-    "| 50x | 98.00% | 20 | 97.00 % ± 1.00 | 97.00 % | 0.05"
+    "| 50x | 98.00% | 20 | 97.00 % ± 1.41 | 97.00 % | 0.05"
   )
 
 
@@ -37,6 +37,11 @@ def test_bad_options_are_named(words, message, capsys, tmp_path):
   with pytest.raises(SystemExit):
     ask.parse([*words, "--out", str(tmp_path)])
   assert message in capsys.readouterr().err
+
+
+def test_the_same_command_finds_its_settings_in_the_file(tmp_path):
+  compressions = ask.parse(["--out", str(tmp_path)]).compressions
+  assert json.loads(json.dumps(compressions)) == compressions
 
 
 @pytest.mark.slow
