@@ -4,7 +4,8 @@ AdamW and one cut at the end; AdamW with gradual magnitude pruning; with
 proximal steps of L1; ReWA with a fixed weight decay; ReWA asked for a sparsity.
 All have the same model, text, batches and number of updates. By validation loss
 short runs choose two learning rates for every method, and whole runs one of
-them. Gradual pruning and ReWA by rank have a run for each sparsity; runs of the
+them: of a method that is compared sparse by its loss at 90 % zeros. Gradual
+pruning and ReWA by rank have a run for each sparsity; runs of the
 others are cut to each, and of these the best on validation is taken.
 
 Every run is a folder in --out/runs, as train.py writes it. Stopped, by Ctrl-C
@@ -16,6 +17,7 @@ finished it writes results.json, table.md and loss.png.
 
 import argparse
 import dataclasses
+import math
 import os
 import pathlib
 import sys
@@ -120,25 +122,33 @@ def compare(args, source: Source, made: dict[str, Any]) -> None:
     if run.tuned_as not in tried:
       tried.add(run.tuned_as)
       for trial in args.plan.trials(run.tuned_as):
-        finish(args, trial, source)
+        finish(args, trial, source, judge)
     for each in resolve(args, run):
-      finish(args, each, source)
+      finish(args, each, source, judge)
     rows = [
       row
       for planned in args.plan.runs()
       for each in resolve(args, planned)
-      if is_finished(args, each)
+      if is_finished(args, each) and not has_diverged(args, each)
       for row in worth(args, each, source, judge)
     ]
-    report.write(args.out, rows, rates(args), LABELS, made)
+    if rows:
+      report.write(args.out, rows, rates(args), LABELS, made)
 
 
-def finish(args, run: Run, source: Source) -> None:
+def finish(args, run: Run, source: Source, judge: Judge) -> None:
   """Trains a run, or what is missing of it."""
   if is_finished(args, run):
     return
   config = dataclasses.replace(args.base, **run.settings)
-  train(config, folder_of(args, run), [f"--out {run.name}"], source)
+  folder = folder_of(args, run)
+  try:
+    train(config, folder, [f"--out {run.name}"], source)
+    if run.sparsities:
+      worth(args, run, source, judge)
+  except FloatingPointError as error:
+    # It loses, and the others go on.
+    kit.write_json(folder / "results.json", {"diverged": str(error)})
   # Every run compiles its own step.
   jax.clear_caches()
 
@@ -147,8 +157,24 @@ def folder_of(args, run: Run) -> pathlib.Path:
   return args.out / "runs" / run.name
 
 
+def outcome(args, run: Run) -> dict[str, Any]:
+  """Returns the results of a run, or nothing before its end."""
+  return kit.read_json(folder_of(args, run) / "results.json", {})
+
+
+def has_diverged(args, run: Run) -> bool:
+  return "diverged" in outcome(args, run)
+
+
 def is_finished(args, run: Run) -> bool:
-  return (folder_of(args, run) / "results.json").exists()
+  if run.method in args.plan.strengths and not has_diverged(args, run):
+    return worth_of(args, run).exists()
+  return bool(outcome(args, run))
+
+
+def worth_of(args, run: Run) -> pathlib.Path:
+  name = "worth" if run.groups == "none" else "units"
+  return folder_of(args, run) / f"{name}.json"
 
 
 def resolve(args, run: Run) -> list[Run]:
@@ -191,16 +217,21 @@ def best_rates(args, runs: Sequence[Run]) -> list[float]:
     return []
 
   def loss(run):
-    results = kit.read_json(folder_of(args, run) / "results.json", {})
-    return results["validation"]["nats_per_byte"]
+    if has_diverged(args, run):
+      return math.inf
+    judged = outcome(args, run)
+    if run.method in args.plan.strengths:
+      # Those are cut when they are compared, the others have been.
+      rows = kit.read_json(worth_of(args, run), {})["rows"]
+      judged = next(r for r in rows if r["sparsity"] == args.plan.mid)
+    return judged["validation"]["nats_per_byte"]
 
   return [run.settings["learning_rate"] for run in sorted(runs, key=loss)]
 
 
 def worth(args, run: Run, source: Source, judge: Judge) -> list[dict[str, Any]]:
   """Returns what a finished run comes to at every sparsity it is for."""
-  folder = folder_of(args, run)
-  path = folder / f"{'worth' if run.groups == 'none' else 'units'}.json"
+  folder, path = folder_of(args, run), worth_of(args, run)
   parts = [part for part in PARTS if part in source.parts]
   same = {"sparsities": list(run.sparsities), "parts": parts}
   stored = kit.read_json(path, same)

@@ -116,8 +116,9 @@ class Plan(NamedTuple):
   def trials(self, method: str) -> list[Run]:
     """Returns short runs, one for each learning rate, or none if it has one."""
     rates = self.rates.get(method, ())
+    judged: tuple[float, ...] = ()
     if method in self.strengths:
-      like = self._of(method, self.strengths[method][0])
+      like, judged = self._of(method, self.strengths[method][0]), (self.mid,)
     elif method == "dense":
       like = self._of(method)
     else:
@@ -127,7 +128,7 @@ class Plan(NamedTuple):
         f"rate_{method}_{rate:g}",
         method,
         like.settings | {"steps": self._tenth, "learning_rate": rate},
-        (),
+        judged,
       )
       for rate in rates
       if len(rates) > 1

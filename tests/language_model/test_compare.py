@@ -49,6 +49,34 @@ def pretend(args, run, loss):
   (folder / "results.json").write_text(json.dumps(results))
 
 
+def test_of_what_is_cut_the_loss_at_90_percent_chooses(tmp_path):
+  args = compare.parse([*("--out", str(tmp_path)), "--only", "fixed"])
+  trials = args.plan.trials("fixed")
+  for trial, whole, cut in zip(trials, [1.0, 2.0, 3.0], [3.0, 1.0, 2.0]):
+    pretend(args, trial, whole)
+    assert not compare.is_finished(args, trial)
+    row = {"sparsity": 0.9, "validation": {"nats_per_byte": cut}}
+    worth = {"rows": [{"sparsity": 0.5}, row]}
+    compare.worth_of(args, trial).write_text(json.dumps(worth))
+  assert compare.best_rates(args, trials) == [0.01, 0.02, 0.005]
+
+
+def test_a_rate_that_diverges_loses_and_the_others_go_on(tmp_path, monkeypatch):
+  args = compare.parse([*("--out", str(tmp_path)), "--only", "rank"])
+  first, *others = args.plan.trials("rank")
+
+  def diverge(*args):
+    raise FloatingPointError("the loss is nan by step 50")
+
+  monkeypatch.setattr(compare, "train", diverge)
+  compare.finish(args, first, None, None)
+  assert compare.has_diverged(args, first) and compare.is_finished(args, first)
+  for trial, loss in zip(others, [2.0, 1.0]):
+    pretend(args, trial, loss)
+  rates = compare.best_rates(args, [first, *others])
+  assert rates == [0.02, 0.01, 0.005]
+
+
 def test_short_runs_choose_two_learning_rates_and_whole_runs_one(tmp_path):
   args = compare.parse(["--out", str(tmp_path), "--only", "rank"])
   first, second = args.runs[:2]
