@@ -215,7 +215,7 @@ def test_every_method_trains_all_penalties_and_folds_at_once(name, monkeypatch):
 @pytest.mark.parametrize(
   ("steps", "said"),
   [
-    (1500, "ReWA has decay budgets 2.7 to 33.8, and below 8 a network stays"),
+    (1500, "ReWA has decay budgets 2.7 to 33.8, and below 8 a network may"),
     (60, "warning: ReWA has decay budgets 0.1 to 1.4, and below 8 a network"),
   ],
 )
