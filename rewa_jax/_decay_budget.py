@@ -202,7 +202,7 @@ def sum_of_steps(
 def rates_of_steps(
   learning_rate: "optax.ScalarOrSchedule", begin: int, end: int
 ) -> jax.Array:
-  """Returns the learning rates of updates begin to end - 1, or the only one."""
+  """Returns the rates of updates begin to end - 1, or the only one."""
   if not callable(learning_rate):
     return jnp.asarray(learning_rate)
   try:

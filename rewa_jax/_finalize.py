@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rewa_jax._groups import Groups
 from rewa_jax._masks import Mask, kernels, selected
 from rewa_jax._method import Method, weights_and_mask
-from rewa_jax._pruning import prune
+from rewa_jax._pruning import prune_to
 from rewa_jax._ranking import Scope
 from rewa_jax._sparsity import Sparsity, count_nonzero, show_each
 
@@ -78,15 +78,8 @@ def finalize(
     2 of 4 weights are left, the smallest 2e+00; the largest cut was 2e-05.
     Cut above 1e-05: 1, above 1e-06: 1.
   """
-  pruned, _ = prune(
-    params,
-    sparsity=sparsity,
-    scope=scope,
-    groups=groups,
-    mask=mask,
-    method=method,
-  )
   weights, mask = weights_and_mask(params, mask, method)
+  pruned, _ = prune_to(weights, sparsity, scope, groups, mask)
   return pruned, _report(weights, pruned, mask)
 
 

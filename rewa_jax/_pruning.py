@@ -68,9 +68,7 @@ def prune(
     >>> print(pruned["w"], masks["w"])
     [ 0. -3.  0.  2.] [False  True False  True]
   """
-  params, mask = weights_and_mask(params, mask, method)
-  chosen = selected(mask, params)
-  leaves, treedef = jax.tree.flatten(params)
+  weights, mask = weights_and_mask(params, mask, method)
   if threshold is not None and sparsity is None:
     check_number("threshold", threshold, at_least=0)
     if scope != "global" or groups is not None:
@@ -78,16 +76,35 @@ def prune(
         "threshold prunes single weights, wherever they are: scope and groups"
         f" go with sparsity, got scope={scope!r}, groups={groups!r}."
       )
-    ranked = [leaf for c, leaf in zip(chosen, leaves) if c]
+    chosen = selected(mask, weights)
+    ranked = [leaf for c, leaf in zip(chosen, jax.tree.leaves(weights)) if c]
     kept = [~(jnp.abs(leaf) <= threshold) for leaf in ranked]
-  elif sparsity is not None and threshold is None:
-    check_ranking(sparsity, scope, groups)
-    kept = largest(params, chosen, sparsity, scope, groups)
-  else:
-    raise ValueError(
-      "Give exactly one of threshold and sparsity, got"
-      f" threshold={threshold}, sparsity={sparsity}."
-    )
+    return _keep(weights, chosen, kept)
+  if sparsity is not None and threshold is None:
+    return prune_to(weights, sparsity, scope, groups, mask)
+  raise ValueError(
+    "Give exactly one of threshold and sparsity, got"
+    f" threshold={threshold}, sparsity={sparsity}."
+  )
+
+
+def prune_to(
+  weights: Any,
+  sparsity: Any,
+  scope: Scope,
+  groups: Groups | None,
+  mask: Mask | None,
+) -> tuple[Any, Any]:
+  """Prunes weights that are known to be no latents to a sparsity."""
+  check_ranking(sparsity, scope, groups)
+  chosen = selected(mask, weights)
+  kept = largest(weights, chosen, sparsity, scope, groups)
+  return _keep(weights, chosen, kept)
+
+
+def _keep(weights, chosen, kept):
+  """Returns pruned weights and masks; kept are those of the chosen leaves."""
+  leaves, treedef = jax.tree.flatten(weights)
   kept = iter(kept)
   masks = [
     next(kept) & (leaf != 0) if c else jnp.ones(jnp.shape(leaf), bool)

@@ -312,6 +312,14 @@ def test_state_can_be_mapped_over_its_params():
   assert jnp.array_equal(doubled[1].mu["kernel"], jnp.ones((4, 3)))
 
 
+def test_extra_arguments_are_passed_on():
+  scale = optax.with_extra_args_support(rewa_jax.scale_by_rewa(3))
+  assert_same(
+    scale.update(LATENTS, scale.init(LATENTS), LATENTS, value=1.0)[0],
+    scale.update(LATENTS, scale.init(LATENTS), LATENTS)[0],
+  )
+
+
 @pytest.mark.slow
 def test_one_vmap_over_24_settings_equals_24_runs():
   settings = [

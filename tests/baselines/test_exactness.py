@@ -215,7 +215,9 @@ def test_nonconvex_methods_land_on_stationary_points_of_skglm(
 # ReWA and deep weight factorization.
 
 
-@pytest.mark.parametrize("depth", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+  "depth", [3, *(pytest.param(d, marks=pytest.mark.slow) for d in (2, 4))]
+)
 def test_tied_power_of_rewa_follows_balanced_factors(depth, x64):
   r"""Step by step, with the same decay.
 
