@@ -8,10 +8,10 @@ OF_UNITS = (0.5, 0.7)
 # Those of ReWA are of latents, which are larger than weights.
 RATES: dict[str, tuple[float, ...]] = {
   "dense": (2e-3, 4e-3, 8e-3),
-  "gmp": (2e-3, 4e-3, 8e-3),
+  "gmp": (4e-3, 8e-3, 1.6e-2),
   "l1": (2e-3, 4e-3, 8e-3),
   "rank": (5e-3, 1e-2, 2e-2),
-  "fixed": (5e-3, 1e-2, 2e-2),
+  "fixed": (1e-2, 2e-2, 4e-2),
 }
 STRENGTHS: dict[str, tuple[float, ...]] = {
   "fixed": (0.2, 0.1, 0.4),
@@ -118,7 +118,9 @@ class Plan(NamedTuple):
     rates = self.rates.get(method, ())
     judged: tuple[float, ...] = ()
     if method in self.strengths:
-      like, judged = self._of(method, self.strengths[method][0]), (self.mid,)
+      # In fewer steps a strength shrinks less: this comes to as much.
+      strength = self.strengths[method][0] * self.steps / self._tenth
+      like, judged = self._of(method, strength), (self.mid,)
     elif method == "dense":
       like = self._of(method)
     else:

@@ -37,8 +37,10 @@ def test_all_methods_have_the_same_tokens_and_the_drop_in_a_tenth(tmp_path):
   steps = {run.method: run.settings.get("steps", 1500) for run in args.runs}
   assert steps == {name: 1500 for name in LABELS} | {"drop-in": 150}
   trials = args.plan.trials("fixed")
-  assert [t.settings["learning_rate"] for t in trials] == [0.005, 0.01, 0.02]
+  assert [t.settings["learning_rate"] for t in trials] == [0.01, 0.02, 0.04]
   assert all(t.settings["steps"] == 150 for t in trials)
+  # So that they shrink as much in all.
+  assert all(t.settings["weight_decay"] == 10 * 0.2 for t in trials)
 
 
 def pretend(args, run, loss):
@@ -58,7 +60,7 @@ def test_of_what_is_cut_the_loss_at_90_percent_chooses(tmp_path):
     row = {"sparsity": 0.9, "validation": {"nats_per_byte": cut}}
     worth = {"rows": [{"sparsity": 0.5}, row]}
     compare.worth_of(args, trial).write_text(json.dumps(worth))
-  assert compare.best_rates(args, trials) == [0.01, 0.02, 0.005]
+  assert compare.best_rates(args, trials) == [0.02, 0.04, 0.01]
 
 
 def test_a_rate_that_diverges_loses_and_the_others_go_on(tmp_path, monkeypatch):
