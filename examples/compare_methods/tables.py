@@ -21,6 +21,11 @@ from .frontier import (
 from .methods import Recipe
 
 BELOW = (0.01, 0.02)  # Dense, unpruned: accuracies to compare compressions at.
+# Drawn in color; the others, in gray, are told apart by the table.
+MAIN = (
+  *("ReWA by rank", "ReWA", "Hadamard difference by rank"),
+  *("Hadamard difference", "spred", "L1, proximal", "GMP", "STR"),
+)
 COLUMNS = (
   *("method", "epochs", "compression", "strength", "rate"),
   *("validation_accuracy", "test_accuracy", "interval"),
@@ -151,7 +156,7 @@ def to_csv(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[Any]]]:
 
 
 def plot(rows: Sequence[Row]) -> plt.Figure:
-  """Draws accuracy over compression, a panel a stage, with intervals."""
+  """Draws accuracy over compression, a panel a stage, intervals of MAIN."""
   stages = list(dict.fromkeys(row.epochs for row in rows))
   fig, axes = plt.subplots(
     1,
@@ -161,29 +166,22 @@ def plot(rows: Sequence[Row]) -> plt.Figure:
     sharey=True,
     squeeze=False,
   )
-  names = [n for n in dict.fromkeys(row.method for row in rows) if n != "dense"]
-  colors = plt.get_cmap("tab10").colors
   handles = {}
   for ax, epochs in zip(axes[0], stages):
     for row in _rivals(rows, epochs):
-      index = names.index(row.method)
-      style = {"color": colors[index % 10]}
-      style["ls"] = ("-", "--", ":")[index // 10 % 3]
-      accuracies = 100 * row.frontier["test"]
-      middle = accuracies.mean(1)
-      wide = 2.5 if row.method.startswith("ReWA") else 1.2
-      (line,) = ax.plot(COMPRESSIONS, middle, lw=wide, **style)
+      accuracies = row.frontier["test"]
+      middle = 100 * accuracies.mean(1)
+      if row.method not in MAIN:
+        ax.plot(COMPRESSIONS, middle, color="0.8", lw=0.8, zorder=1)
+        continue
+      color = f"C{MAIN.index(row.method)}"
+      wide = 2.5 if row.method.startswith("ReWA") else 1.5
+      (line,) = ax.plot(COMPRESSIONS, middle, color=color, lw=wide)
       handles.setdefault(row.method, line)
-      if index < 6 and accuracies.shape[1] > 1:
-        half = 100 * np.array([interval(seeds) for seeds in accuracies / 100])
-        ax.fill_between(
-          COMPRESSIONS,
-          middle - half,
-          middle + half,
-          alpha=0.12,
-          lw=0,
-          color=style["color"],
-        )
+      if accuracies.shape[1] > 1:
+        half = 100 * np.array([interval(seeds) for seeds in accuracies])
+        ends = middle - half, middle + half
+        ax.fill_between(COMPRESSIONS, *ends, alpha=0.12, lw=0, color=color)
     of_stage = [row for row in rows if row.epochs == epochs]
     dense = 100 * (levels(of_stage)[0] + BELOW[0])
     ax.axhline(dense, color="black", lw=0.8)
@@ -196,5 +194,9 @@ def plot(rows: Sequence[Row]) -> plt.Figure:
     ax.set_xlabel("compression: all weights / nonzero weights")
     ax.set_ylim(dense - 5, dense + 0.3)
   axes[0][0].set_ylabel("test accuracy in %, mean of seeds, 95 % interval")
+  others = {row.method for row in rows} - {"dense", *MAIN}
+  if others:
+    line = plt.Line2D([], [], color="0.8", lw=0.8)
+    handles[f"{len(others)} others, in the table"] = line
   fig.legend(handles.values(), handles.keys(), loc="outside right upper")
   return fig
