@@ -22,7 +22,7 @@ from .methods import Recipe
 
 BELOW = (0.01, 0.02)  # Dense, unpruned: accuracies to compare compressions at.
 # Drawn in color; the others, in gray, are told apart by the table.
-MAIN = (
+COLORED = (
   *("ReWA by rank", "ReWA", "Hadamard difference by rank"),
   *("Hadamard difference", "spred", "L1, proximal", "GMP", "STR"),
 )
@@ -156,7 +156,7 @@ def to_csv(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[Any]]]:
 
 
 def plot(rows: Sequence[Row]) -> plt.Figure:
-  """Draws accuracy over compression, a panel a stage, intervals of MAIN."""
+  """Draws accuracy over compression, a panel a stage, with intervals."""
   stages = list(dict.fromkeys(row.epochs for row in rows))
   fig, axes = plt.subplots(
     1,
@@ -171,10 +171,10 @@ def plot(rows: Sequence[Row]) -> plt.Figure:
     for row in _rivals(rows, epochs):
       accuracies = row.frontier["test"]
       middle = 100 * accuracies.mean(1)
-      if row.method not in MAIN:
+      if row.method not in COLORED:
         ax.plot(COMPRESSIONS, middle, color="0.8", lw=0.8, zorder=1)
         continue
-      color = f"C{MAIN.index(row.method)}"
+      color = f"C{COLORED.index(row.method)}"
       wide = 2.5 if row.method.startswith("ReWA") else 1.5
       (line,) = ax.plot(COMPRESSIONS, middle, color=color, lw=wide)
       handles.setdefault(row.method, line)
@@ -194,7 +194,7 @@ def plot(rows: Sequence[Row]) -> plt.Figure:
     ax.set_xlabel("compression: all weights / nonzero weights")
     ax.set_ylim(dense - 5, dense + 0.3)
   axes[0][0].set_ylabel("test accuracy in %, mean of seeds, 95 % interval")
-  others = {row.method for row in rows} - {"dense", *MAIN}
+  others = {row.method for row in rows} - {"dense", *COLORED}
   if others:
     line = plt.Line2D([], [], color="0.8", lw=0.8)
     handles[f"{len(others)} others, in the table"] = line
