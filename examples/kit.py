@@ -65,7 +65,8 @@ def provenance(module: str, argv: Sequence[str], *packages: str) -> dict:
 def write(path: Path, content: str | bytes) -> None:
   """Writes a file that is there whole or not at all, whatever happens."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(path.name + ".part")
+  # By process, since several may fill one folder.
+  part = path.with_name(f"{path.name}.{os.getpid()}.part")
   part.write_bytes(content.encode() if isinstance(content, str) else content)
   part.replace(path)
 

@@ -61,7 +61,7 @@ def solvers() -> dict[str, optax.GradientTransformation]:
   }
 
 
-def measure(tree: str, turns: int) -> dict[str, float]:
+def measure(tree: str, turns: int, repeat: int = 1) -> dict[str, float]:
   """Returns milliseconds of the plain step, and ratios to it."""
   random = np.random.default_rng(0)
   params = jax.tree.map(
@@ -69,7 +69,7 @@ def measure(tree: str, turns: int) -> dict[str, float]:
     shapes(tree),
   )
   programs = {
-    name: compiled(Row(name, solver, REWA), params)
+    name: compiled(Row(name, solver, REWA), params, repeat)
     for name, solver in solvers().items()
   }
   rounds = []
@@ -80,7 +80,8 @@ def measure(tree: str, turns: int) -> dict[str, float]:
         for name, (step, _) in programs.items()
       }
       carries = {name: start(params) for name, (_, start) in programs.items()}
-      rounds.append(take_turns(steps, carries, turns, progress=bar.update))
+      taken = take_turns(steps, carries, turns, progress=bar.update)
+      rounds.append({name: value / repeat for name, value in taken.items()})
   ratios = {
     name: float(np.median([r[name] / r["plain"] for r in rounds]))
     for name in ("not ranking", "ranking")
@@ -126,11 +127,13 @@ def training_milliseconds(tree: str) -> float:
 def main(argv) -> None:
   parser = kit.parser(__doc__, "results/benchmarks")
   parser.add_argument("--tree", choices=tuple(TREES), action="append")
-  parser.add_argument("--turns", type=int, default=15)
+  add = parser.add_argument
+  add("--turns", type=int, default=15, help="timed programs of each round")
+  add("--repeat", type=int, default=1, help="steps a program (default: 1)")
   args = parser.parse_args(argv)
   trees = args.tree or ["resnet18"]
   made = kit.provenance("examples.benchmarks.asking", argv)
-  rows = {tree: measure(tree, args.turns) for tree in trees}
+  rows = {tree: measure(tree, args.turns, args.repeat) for tree in trees}
   kit.write_json(args.out / "asking.json", made | {"trees": rows})
   lines = [
     (tree, *list(row.values())[:-1], f"{row['training_ratio']:.4f}")

@@ -8,6 +8,9 @@ copy give the least time; its share of the measured one is the share of the
 limit. Prints a table and writes a JSON. PyTorch's rows are left out where torch
 is not installed.
 
+A GPU is done with a step before Python has started the next one: there
+--repeat 20 makes one program of twenty steps.
+
   python -m examples.benchmarks.optimizer_step --tree resnet18
 """
 
@@ -16,6 +19,7 @@ import importlib.util
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +32,7 @@ import rewa_jax
 from rewa_jax import baselines
 
 from .. import kit
-from .timing import take_turns
+from .timing import repeated, take_turns
 from .trees import TREES, shapes
 
 SGD_REWA = rewa_jax.Rewa(k=9, m=2)
@@ -83,11 +87,17 @@ def _latents(base, momentum, method):
   return Row(base, solver, method)
 
 
-def compiled(row: Row, params: Any) -> tuple[Any, Any]:
-  """Returns the compiled step, and what makes its first carry; see step_of."""
+def compiled(row: Row, params: Any, repeat: int = 1) -> tuple[Any, Any]:
+  """Returns compiled steps, and what makes their first carry; see step_of."""
   step, start = step_of(row)
   # Old weights are not read; new ones go where they were.
-  jitted = jax.jit(step, donate_argnums=1, keep_unused=True)
+  jitted = jax.jit(
+    lambda grads, carry: repeated(functools.partial(step, grads), repeat)(
+      carry
+    ),
+    donate_argnums=1,
+    keep_unused=True,
+  )
   start = jax.jit(start)
   return jitted.lower(params, start(params)).compile(), start
 
@@ -129,7 +139,7 @@ def nbytes(tree: Any) -> int:
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def copy(size: int) -> tuple[Any, Callable[[], Any]]:
+def copy(size: int, repeat: int) -> tuple[Any, Callable[[], Any]]:
   """Returns a step that reads so many floats and writes as many; its start."""
 
   # Negation, since a copy alone is one thread's memcpy on a CPU.
@@ -141,6 +151,10 @@ def copy(size: int) -> tuple[Any, Callable[[], Any]]:
   def step(pair):
     return pair[0], negate(*pair)
 
+  if repeat > 1:
+    # In place: a loop would negate a source that stays the same only once.
+    in_place = jax.jit(repeated(jnp.negative, repeat), donate_argnums=0)
+    return in_place, lambda: jax.random.normal(jax.random.key(0), (size,))
   return step, lambda: (jnp.ones(size), jnp.ones(size))
 
 
@@ -154,53 +168,72 @@ def kernels_per_leaf(program: Any, leaves: int) -> float:
   return len(started) / leaves
 
 
-def measure(tree: str, names: Sequence[str], turns: int) -> dict[str, Any]:
+def measure(
+  tree: str, names: Sequence[str], turns: int, repeat: int = 1
+) -> dict[str, Any]:
   """Returns what was measured of each method on one tree."""
   leaves = shapes(tree)
   params = _draw(leaves)
   size, count = nbytes(params) // 4, len(jax.tree.leaves(params))
   rows = methods()
-  copied, start_copy = copy(size)
-  bases = {
-    name: compiled(row, params)
-    for name, row in rows.items()
-    if name == row.base
-  }
+  copied, start_copy = copy(size, repeat)
   torch_rows = _torch_rows(leaves)
   chosen = [name for name in (*rows, *torch_rows) if not names or name in names]
+  programs = _compile(
+    {
+      name: row
+      for name, row in rows.items()
+      if name == row.base or name in chosen
+    },
+    params,
+    repeat,
+  )
   total = len(chosen) * ROUNDS * (turns + 2)
   progress = tqdm(total=total, desc=tree, unit="turn")
   result = {}
   for name in chosen:
     base = rows[name].base if name in rows else torch_rows[name][0]
-    program, start = bases[base]
+    program, start = programs[base]
     steps = {"copy": copied, "base": functools.partial(program, params)}
     starts = {"copy": start_copy, "base": functools.partial(start, params)}
     if name in torch_rows:
       steps[name], starts[name] = torch_rows[name][1](), lambda: None
     else:
-      program, start = bases.get(name) or compiled(rows[name], params)
+      program, start = programs[name]
       steps[name] = functools.partial(program, params)
       starts[name] = functools.partial(start, params)
     rounds = []
     for _ in range(ROUNDS):
       carries = {key: begin() for key, begin in starts.items()}
-      rounds.append(take_turns(steps, carries, turns, progress=progress.update))
+      taken = take_turns(steps, carries, turns, progress=progress.update)
+      rounds.append({key: value / repeat for key, value in taken.items()})
 
     result[name] = {"base": base, **_medians(rounds, name, nbytes(params))}
     if name in rows:
       least = least_bytes(jax.eval_shape(start, params), params)
-      accessed = program.cost_analysis()["bytes accessed"]
       bandwidth = 1e9 * result[name]["copy_gigabytes_per_second"]
       limit = 1e3 * least / bandwidth
       result[name] |= {
         "least_bytes": least,
-        "bytes_of_compiler": int(accessed),
         "share_of_limit": round(limit / result[name]["milliseconds"], 4),
+      }
+    if name in rows and repeat == 1:
+      accessed = program.cost_analysis()["bytes accessed"]
+      result[name] |= {
+        "bytes_of_compiler": int(accessed),
         "kernels_per_leaf": round(kernels_per_leaf(program, count), 3),
       }
   progress.close()
   return {"parameters": size, "leaves": count, "methods": result}
+
+
+def _compile(rows, params, repeat):
+  """Compiles all at once, which takes as long as there are cores."""
+  with ThreadPoolExecutor() as pool:
+    programs = pool.map(
+      lambda row: compiled(row, params, repeat), rows.values()
+    )
+    return dict(zip(rows, programs))
 
 
 def _medians(rounds, name, copied):
@@ -259,14 +292,15 @@ def main(argv: Sequence[str]) -> None:
   add = parser.add_argument
   add("--tree", choices=TREES, nargs="+", default=["resnet18"])
   add("--method", nargs="+", default=[], help="names of rows (default: all)")
-  add("--turns", type=int, default=10, help="timed steps of each round")
+  add("--turns", type=int, default=10, help="timed programs of each round")
+  add("--repeat", type=int, default=1, help="steps a program (default: 1)")
   args = parser.parse_args(argv)
   known = {*methods(), *_torch_rows({})} if args.method else set()
   if unknown := set(args.method) - known:
     parser.error(f"no methods {sorted(unknown)}; there are {sorted(known)}")
   trees = {}
   for tree in args.tree:
-    trees[tree] = measure(tree, args.method, args.turns)
+    trees[tree] = measure(tree, args.method, args.turns, args.repeat)
     rows = [
       (
         name,

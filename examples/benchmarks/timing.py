@@ -10,6 +10,15 @@ import jax
 Step = Callable[[Any], Any]
 
 
+def repeated(step: Step, repeat: int) -> Step:
+  """Returns so many steps as one: a GPU is faster than Python starts them."""
+  if repeat == 1:
+    return step
+  return lambda carry: jax.lax.fori_loop(
+    0, repeat, lambda _, carry: step(carry), carry
+  )
+
+
 def take_turns(
   steps: dict[str, Step],
   carries: dict[str, Any],

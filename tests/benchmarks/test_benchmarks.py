@@ -67,6 +67,15 @@ def test_both_ways_in_take_the_steps_of_rewa(way, base, momentum):
     np.testing.assert_allclose(weights, expected[name], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["rewa_sgd, momentum", "drop-in, adamw"])
+def test_a_program_of_several_steps_does_what_they_do_one_by_one(name):
+  row = optimizer_step.methods()[name]
+  program, start = optimizer_step.compiled(row, PARAMS, repeat=3)
+  latents, _, weights = program(GRADS, start(PARAMS))
+  for leaf, expected in steps_of(name).items():
+    np.testing.assert_allclose((weights or latents)[leaf], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_eager_torch_takes_the_same_steps(momentum, monkeypatch):
   torch = pytest.importorskip("torch", reason="torch is in no extra")
@@ -288,6 +297,16 @@ def test_tables_of_the_readme_are_those_of_the_results():
   assert f"{grid:.2f} of the time" in " ".join(README.split())
 
 
+def test_tables_of_the_gpu_are_those_of_the_results():
+  rows = rows_of(README)
+  trees = results("optimizer_step_h100")["trees"]
+  few = trees["resnet50"]["methods"]
+  for name, row in trees["transformer"]["methods"].items():
+    cells = f"{row['ratio']:.2f}", f"{100 * row['share_of_limit']:.0f} %"
+    other = f"{few[name]['milliseconds']:.3f}", f"{few[name]['ratio']:.2f}"
+    assert rows[name, f"{row['milliseconds']:.3f}"] == [*cells, *other]
+
+
 def test_what_ranking_adds_is_spread_over_the_steps_between(monkeypatch):
   monkeypatch.setattr(asking, "shapes", lambda tree: PARAMS)
   monkeypatch.setattr(asking, "training_milliseconds", lambda tree: 1e3)
@@ -297,8 +316,11 @@ def test_what_ranking_adds_is_spread_over_the_steps_between(monkeypatch):
   assert row["mean"] == pytest.approx(expected)
 
 
-def test_what_asking_costs_is_as_the_readme_says():
-  for tree, row in results("asking")["trees"].items():
+@pytest.mark.parametrize(
+  ("name", "where"), [("asking", ""), ("asking_h100", ", H100")]
+)
+def test_what_asking_costs_is_as_the_readme_says(name, where):
+  for tree, row in results(name)["trees"].items():
     cells = [f"{value:.3g}" for value in list(row.values())[1:-1]]
-    line = " | ".join([tree, str(row["weights"]), *cells])
+    line = " | ".join([tree + where, str(row["weights"]), *cells])
     assert f"| {line} | {row['training_ratio']:.4f} |" in README
