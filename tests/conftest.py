@@ -18,7 +18,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
     "--xla_cpu_parallel_codegen_split_count=1",
-    "--xla_cpu_use_fusion_emitters=false",
+    # From 0.11 on XLA stops the process: it does not know this any more.
+    "--xla_cpu_use_fusion_emitters=false" * (jax.__version_info__ < (0, 11)),
   ]
 )
 
