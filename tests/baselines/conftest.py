@@ -1,4 +1,7 @@
 import os
+import sys
 
 # skglm's solvers on problems this small take longer to compile than to run.
-os.environ["NUMBA_DISABLE_JIT"] = "1"
+# Where a plugin of pytest has imported numba before, that would be half done.
+if "numba" not in sys.modules:
+  os.environ["NUMBA_DISABLE_JIT"] = "1"
