@@ -90,14 +90,12 @@ def _latents(base, momentum, method):
 def compiled(row: Row, params: Any, repeat: int = 1) -> tuple[Any, Any]:
   """Returns compiled steps, and what makes their first carry; see step_of."""
   step, start = step_of(row)
+
+  def steps(grads, carry):
+    return repeated(functools.partial(step, grads), repeat)(carry)
+
   # Old weights are not read; new ones go where they were.
-  jitted = jax.jit(
-    lambda grads, carry: repeated(functools.partial(step, grads), repeat)(
-      carry
-    ),
-    donate_argnums=1,
-    keep_unused=True,
-  )
+  jitted = jax.jit(steps, donate_argnums=1, keep_unused=True)
   start = jax.jit(start)
   return jitted.lower(params, start(params)).compile(), start
 
@@ -228,12 +226,10 @@ def measure(
 
 
 def _compile(rows, params, repeat):
-  """Compiles all at once, which takes as long as there are cores."""
+  """Compiles all at once, on all cores."""
+  compile = functools.partial(compiled, params=params, repeat=repeat)
   with ThreadPoolExecutor() as pool:
-    programs = pool.map(
-      lambda row: compiled(row, params, repeat), rows.values()
-    )
-    return dict(zip(rows, programs))
+    return dict(zip(rows, pool.map(compile, rows.values())))
 
 
 def _medians(rounds, name, copied):

@@ -10,6 +10,7 @@ JSON.
 
 import argparse
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -140,13 +141,11 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     compiling[name] = []
 
   def compile(name):
-    step = traced[name]
-    jitted = jax.jit(
-      lambda carry, batch: repeated(
-        lambda carry: step(carry, batch), args.repeat
-      )(carry),
-      donate_argnums=0,
-    )
+    def steps(carry, batch):
+      step = functools.partial(traced[name], batch=batch)
+      return repeated(step, args.repeat)(carry)
+
+    jitted = jax.jit(steps, donate_argnums=0)
     return jitted.lower(carries[name], batch).compile()
 
   if not args.compilations:
