@@ -19,7 +19,6 @@ import importlib.util
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -175,29 +174,25 @@ def measure(
   size, count = nbytes(params) // 4, len(jax.tree.leaves(params))
   rows = methods()
   copied, start_copy = copy(size, repeat)
+  bases = {
+    name: compiled(row, params, repeat)
+    for name, row in rows.items()
+    if name == row.base
+  }
   torch_rows = _torch_rows(leaves)
   chosen = [name for name in (*rows, *torch_rows) if not names or name in names]
-  programs = _compile(
-    {
-      name: row
-      for name, row in rows.items()
-      if name == row.base or name in chosen
-    },
-    params,
-    repeat,
-  )
   total = len(chosen) * ROUNDS * (turns + 2)
   progress = tqdm(total=total, desc=tree, unit="turn")
   result = {}
   for name in chosen:
     base = rows[name].base if name in rows else torch_rows[name][0]
-    program, start = programs[base]
+    program, start = bases[base]
     steps = {"copy": copied, "base": functools.partial(program, params)}
     starts = {"copy": start_copy, "base": functools.partial(start, params)}
     if name in torch_rows:
       steps[name], starts[name] = torch_rows[name][1](), lambda: None
     else:
-      program, start = programs[name]
+      program, start = bases.get(name) or compiled(rows[name], params, repeat)
       steps[name] = functools.partial(program, params)
       starts[name] = functools.partial(start, params)
     rounds = []
@@ -223,13 +218,6 @@ def measure(
       }
   progress.close()
   return {"parameters": size, "leaves": count, "methods": result}
-
-
-def _compile(rows, params, repeat):
-  """Compiles all at once, on all cores."""
-  compile = functools.partial(compiled, params=params, repeat=repeat)
-  with ThreadPoolExecutor() as pool:
-    return dict(zip(rows, pool.map(compile, rows.values())))
 
 
 def _medians(rounds, name, copied):

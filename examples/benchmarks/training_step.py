@@ -14,7 +14,6 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -148,11 +147,8 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     jitted = jax.jit(steps, donate_argnums=0)
     return jitted.lower(carries[name], batch).compile()
 
-  if not args.compilations:
-    with ThreadPoolExecutor() as pool:
-      compiled = dict(zip(traced, pool.map(compile, traced)))
   # The first compilation of a process takes longer, and does not count.
-  for turn in tqdm(range(-1, args.compilations or -1), "compiling"):
+  for turn in tqdm(range(-1, args.compilations), "compiling"):
     for number in range(len(traced)):
       name = list(traced)[(number + turn) % len(traced)]
       jax.clear_caches()
