@@ -258,7 +258,8 @@ def draw(rows, title: str) -> plt.Figure:
   for i, (sparsity, color) in enumerate(zip(sparsities, colors)):
     nothing = math.nan, math.nan
     mean, error = (
-      100 * np.array([points[n].get(sparsity, nothing) for n in names]).T
+      100
+      * np.reshape([points[n].get(sparsity, nothing) for n in names], (-1, 2)).T
     )
     place = np.arange(len(names)) + (i / len(sparsities) - 0.4) * 0.7
     ax.errorbar(

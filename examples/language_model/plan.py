@@ -14,8 +14,8 @@ RATES: dict[str, tuple[float, ...]] = {
   "fixed": (1e-2, 2e-2, 4e-2),
 }
 STRENGTHS: dict[str, tuple[float, ...]] = {
-  "fixed": (0.2, 0.1, 0.4),
-  "l1": (0.05, 0.1, 0.02),
+  "fixed": (0.2, 0.1, 0.4, 0.05, 0.8),
+  "l1": (0.05, 0.1, 0.02, 0.2, 0.01),
 }
 LABELS = {
   "dense": "AdamW, then pruned",
