@@ -45,6 +45,7 @@ def _percent(accuracies):
 def frontier(chosen: Chosen) -> plt.Figure:
   """Draws accuracy on test images over compression."""
   figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+  lowest = 100.0
   for method, of_method in chosen.items():
     compression = [
       sum(row["of"].values()) / max(sum(row["nonzero"].values()), 1)
@@ -53,13 +54,20 @@ def frontier(chosen: Chosen) -> plt.Figure:
     accuracy = [100 * np.mean(row["test"]) for row in of_method.values()]
     label, color = METHODS[method], _COLORS[method]
     axes.plot(compression, accuracy, "o-", color=color, label=label)
+    if method != "dense":
+      lowest = min(lowest, *accuracy)
   if "dense" in chosen:
     dense = 100 * np.mean(chosen["dense"][SPARSITIES[0]]["unpruned"])
     axes.axhline(dense, color="black", lw=0.8, label="dense, unpruned")
   axes.set(xscale="log", xlabel="compression", ylabel="test accuracy, %")
-  axes.xaxis.set_major_formatter("{x:g}x")
-  axes.grid(alpha=0.3, which="both")
-  axes.legend()
+  ticks = [round(1 / (1 - sparsity)) for sparsity in SPARSITIES]
+  axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
+  axes.minorticks_off()
+  if lowest < 100:
+    # One cut at the end is soon off the chart.
+    axes.set_ylim(bottom=lowest - 2)
+  axes.grid(alpha=0.3)
+  axes.legend(loc="lower left", fontsize="small")
   return figure
 
 
