@@ -24,7 +24,8 @@ BELOW = (0.01, 0.02)  # Dense, unpruned: accuracies to compare compressions at.
 # Drawn in color; the others, in gray, are told apart by the table.
 COLORED = (
   *("ReWA by rank", "ReWA", "Hadamard difference by rank"),
-  *("Hadamard difference", "spred", "L1, proximal", "GMP", "STR"),
+  *("Hadamard difference", "spred", "L1, proximal", "GMP"),
+  "lp, clipped gradient",
 )
 COLUMNS = (
   *("method", "epochs", "compression", "strength", "rate"),
