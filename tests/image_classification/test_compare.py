@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 import signal
 
 import jax
@@ -164,3 +165,9 @@ def test_a_run_that_diverges_leaves_the_others(tmp_path, monkeypatch, capsys):
   assert compare.main(["--fast", "--out", str(tmp_path)]) == 0
   assert "dense-0-seed0: the loss is nan" in capsys.readouterr().err
   assert not (tmp_path / "table.md").exists()
+
+
+def test_the_readme_has_the_committed_table():
+  folder = pathlib.Path(compare.__file__).parent
+  table = (folder / "results" / "resnet20_compared" / "table.md").read_text()
+  assert table.split("\n\n")[0] in (folder / "README.md").read_text()
