@@ -133,6 +133,12 @@ def test_a_variant_may_lack_sparsities():
   assert len(ablation.draw(rows, "").axes) == 1
 
 
+def test_what_all_are_compared_with_may_stand_alone():
+  rows = [row for row in ROWS if row["variant"] == ablation.BASE]
+  assert ablation.table(rows).count("\n") == 3
+  assert len(ablation.draw(rows, "").axes) == 1
+
+
 @pytest.mark.slow
 def test_what_was_trained_is_not_trained_again(tmp_path, capsys):
   argv = ["--epochs", "1", "--sparsities", "0.5", "--out", str(tmp_path)]
