@@ -140,7 +140,7 @@ def test_what_it_reaches_is_what_the_results_say():
   for task, *cells in re.findall(
     r"^\| (.*) \| (.*) \| (.*) \|$", section, re.M
   ):
-    if link := re.search(r"\]\((examples/.*?)\)", task):
+    if link := re.search(r"\]\((examples/.*?)(#.*)?\)", task):
       made = (ROOT / link[1]).read_text().splitlines()
     # In the first column ReWA's figures, in the second those of who is named.
     for cell in re.split("; ", f"ReWA {cells[0]}; {cells[1]}"):

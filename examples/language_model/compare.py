@@ -40,7 +40,7 @@ PROGRAM = "examples.language_model.compare"
 # What the plan decides.
 PLANNED = (
   *("method", "sparsity", "groups", "way", "learning_rate", "weight_decay"),
-  *("l1", "start"),
+  *("l1", "start", "latents"),
 )
 FAST = {
   **{"layers": 1, "width": 32, "heads": 2, "hidden": 64, "context": 32},

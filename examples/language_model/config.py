@@ -61,6 +61,12 @@ class Config:
     " optimizer",
     ("nnx", "drop-in"),
   )
+  latents: str = setting(
+    "power",
+    "of rewa: what weights are, a power, or a difference of squares, whose sign"
+    " may change",
+    ("power", "difference"),
+  )
   k: float = setting(5, "ReWA's power")
   m: float = setting(0, "ReWA's m")
   eps: float = setting(1e-3, "ReWA's eps")

@@ -74,14 +74,21 @@ def make_setup(config: Config, vocabulary: int) -> Setup:
   clip = (
     optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
   )
-  rewa = rewa_jax.Rewa(config.k, config.m, config.eps, mask=kernels)
-  optimizer = optax.chain(clip, make_optimizer(config, rewa))
+  method = make_latents(config)
+  optimizer = optax.chain(clip, make_optimizer(config, method))
   if config.method != "rewa" or config.way == "drop-in":
     return Setup(bare, bare, optimizer, None)
   graph = nnx.graphdef(
-    nnx.eval_shape(lambda: rewa_jax.nnx.reparameterize(make(), rewa))
+    nnx.eval_shape(lambda: rewa_jax.nnx.reparameterize(make(), method))
   )
-  return Setup(bare, graph, optimizer, rewa)
+  return Setup(bare, graph, optimizer, method)
+
+
+def make_latents(config: Config) -> rewa_jax.Method:
+  """Returns what weights are made of where the method is rewa."""
+  if config.latents == "difference":
+    return baselines.HadamardDifference(2, mask=kernels)
+  return rewa_jax.Rewa(config.k, config.m, config.eps, mask=kernels)
 
 
 def make_schedule(config: Config) -> optax.Schedule:
@@ -94,7 +101,7 @@ def make_schedule(config: Config) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: Config, rewa: rewa_jax.Rewa
+  config: Config, latents: rewa_jax.Method
 ) -> optax.GradientTransformation:
   """Returns the optimizer of a method, without the clipping."""
   schedule = make_schedule(config)
@@ -105,13 +112,13 @@ def make_optimizer(
       asked = (
         {"sparsity": config.sparsity, "steps": steps} if config.sparsity else {}
       )
-      return rewa_jax.adamw(schedule, rewa, weight_decay=decay, **asked)
+      return rewa_jax.adamw(schedule, latents, weight_decay=decay, **asked)
     decaying = (
       rewa_jax.decay_by_rank(
-        rewa, config.sparsity, schedule, steps, low=decay, groups=groups
+        latents, config.sparsity, schedule, steps, low=decay, groups=groups
       )
       if config.sparsity
-      else optax.add_decayed_weights(decay, mask=rewa.decaying)
+      else optax.add_decayed_weights(decay, mask=latents.decaying)
     )
     inner = optax.chain(
       optax.scale_by_adam(),
@@ -119,8 +126,8 @@ def make_optimizer(
       optax.scale_by_learning_rate(schedule),
     )
     if config.way == "nnx":
-      return optax.chain(rewa_jax.scale_by_method(rewa), inner)
-    return rewa_jax.reparameterize(inner, rewa)
+      return optax.chain(rewa_jax.scale_by_method(latents), inner)
+    return rewa_jax.reparameterize(inner, latents)
   adamw = optax.adamw(schedule, weight_decay=decay, mask=kernels)
   if config.method == "l1":
     penalty = baselines.L1(config.l1)

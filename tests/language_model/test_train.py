@@ -46,6 +46,10 @@ TINY = Config(
 BY_RANK = dataclasses.replace(
   TINY, method="rewa", k=9, sparsity=0.75, weight_decay=0.03
 )
+# Squares fall more slowly than ninth powers: more steps.
+DIFFERENCE = dataclasses.replace(
+  BY_RANK, latents="difference", steps=300, evaluate_steps=200
+)
 VOCABULARY = data.Vocabulary([bytes([i]) for i in range(16)])
 
 
@@ -78,9 +82,10 @@ def zeros_of(run, source):
   [
     BY_RANK,
     dataclasses.replace(BY_RANK, way="drop-in"),
+    DIFFERENCE,
     dataclasses.replace(TINY, method="gmp", sparsity=0.75),
   ],
-  ids=["nnx", "drop-in", "gmp"],
+  ids=["nnx", "drop-in", "difference", "gmp"],
 )
 def test_a_run_has_learned_and_as_many_zeros_as_were_asked_for(
   config, source, tmp_path
