@@ -37,6 +37,12 @@ class Config:
     " drop-in around the optimizer",
     ("linen", "trees", "drop-in"),
   )
+  latents: str = setting(
+    "power",
+    "of rewa: what weights are, a power, or a difference of squares, whose sign"
+    " may change",
+    ("power", "difference"),
+  )
   k: float = setting(9, "ReWA's power")
   m: float = setting(2, "ReWA's m")
   eps: float = setting(0.0, "ReWA's eps")

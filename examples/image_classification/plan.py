@@ -17,16 +17,19 @@ METHODS = {
   "gmp": "gradual magnitude pruning",
   "rewa": "ReWA, fixed decay",
   "rank": "ReWA by rank",
+  "difference": "Hadamard difference by rank",
 }
 
-# Of gmp and rank the sparsity asked for; of rewa the decay budget; of l1 how
-# far a weight without gradient moves, where drawn ones have sizes near 0.1.
+# Of gmp, rank and difference the sparsity asked for; of rewa the decay budget;
+# of l1 how far a weight without gradient moves, where drawn ones have sizes near
+# 0.1.
 ORDER = (
   ("dense", 0),
   ("rank", 0.95),
   ("gmp", 0.95),
   ("rewa", 15),
   ("l1", 0.4),
+  ("difference", 0.95),
   ("rank", 0.9),
   ("rank", 0.98),
   ("gmp", 0.9),
@@ -35,9 +38,11 @@ ORDER = (
   ("rewa", 25),
   ("l1", 0.2),
   ("l1", 0.8),
+  ("difference", 0.9),
+  ("difference", 0.98),
 )
 # One of each method.
-FAST = ORDER[:5]
+FAST = ORDER[:6]
 
 _ON_WEIGHTS = {"learning_rate": 0.1, "weight_decay": 5e-4}
 _ON_LATENTS = {"method": "rewa", "learning_rate": 0.5, "weight_decay": 0.0}
@@ -88,13 +93,16 @@ def plan(
 
 
 def _settings(base, steps_per_epoch, method, strength) -> dict[str, Any]:
-  common = _ON_LATENTS if method in ("rewa", "rank") else _ON_WEIGHTS
+  on_weights = method in ("dense", "l1", "gmp")
+  common = _ON_WEIGHTS if on_weights else _ON_LATENTS
   if method == "dense":
     return {"method": "dense", **common}
   if method == "gmp":
     return {"method": "gmp", "sparsity": strength, **common}
   if method == "rank":
     return {"sparsity": strength, **common}
+  if method == "difference":
+    return {"latents": "difference", "sparsity": strength, **common}
   rate = make_schedule(dataclasses.replace(base, **common), steps_per_epoch)
   steps = base.epochs * steps_per_epoch
 

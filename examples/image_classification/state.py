@@ -73,13 +73,13 @@ def make_setup(config: Config, bare: nn.Module, steps_per_epoch: int) -> Setup:
   steps = config.epochs * steps_per_epoch
   module, enter, method = bare, _same, None
   if config.method in ("rewa", "rewa-adamw"):
-    rewa = rewa_jax.Rewa(config.k, config.m, config.eps)
-    optimizer = _rewa(config, rewa, schedule, steps)
-    method = None if config.way == "drop-in" else rewa
+    latents = make_latents(config)
+    optimizer = _on_latents(config, latents, schedule, steps)
+    method = None if config.way == "drop-in" else latents
     if config.way == "linen":
-      module = rewa_jax.linen.Reparameterized(bare, rewa)
+      module = rewa_jax.linen.Reparameterized(bare, latents)
     elif config.way == "trees":
-      enter = rewa.to_weights
+      enter = latents.to_weights
   else:
     optimizer = _on_weights(config, schedule, steps)
 
@@ -98,6 +98,13 @@ def make_setup(config: Config, bare: nn.Module, steps_per_epoch: int) -> Setup:
     rewa_jax.keep_zeros() if config.prune else optax.identity(),
   )
   return Setup(bare, apply, optimizer, method)
+
+
+def make_latents(config: Config) -> rewa_jax.Method:
+  """Returns what weights are made of where the method is rewa."""
+  if config.latents == "difference":
+    return baselines.HadamardDifference(2)
+  return rewa_jax.Rewa(config.k, config.m, config.eps)
 
 
 def make_network(config: Config, classes: int) -> nn.Module:
@@ -131,7 +138,7 @@ def _on_weights(config, schedule, steps):
   return optax.chain(rule, pruning)
 
 
-def _rewa(config, rewa, schedule, steps):
+def _on_latents(config, latents, schedule, steps):
   decay = config.weight_decay
   if config.way != "drop-in":
     strength = {"weight_decay": decay}
@@ -139,16 +146,16 @@ def _rewa(config, rewa, schedule, steps):
       asked = {"sparsity": config.sparsity, "steps": steps}
       strength = {"weight_decay": decay or None} | asked
     if config.method == "rewa-adamw":
-      return rewa_jax.adamw(schedule, rewa, **strength)
-    return rewa_jax.sgd(schedule, rewa, momentum=config.momentum, **strength)
+      return rewa_jax.adamw(schedule, latents, **strength)
+    return rewa_jax.sgd(schedule, latents, momentum=config.momentum, **strength)
   inner = optax.chain(
     optax.scale_by_adam()
     if config.method == "rewa-adamw"
     else optax.trace(config.momentum),
-    optax.add_decayed_weights(decay, mask=rewa.decaying),
+    optax.add_decayed_weights(decay, mask=latents.decaying),
     optax.scale_by_learning_rate(schedule),
   )
-  return rewa_jax.reparameterize(inner, rewa)
+  return rewa_jax.reparameterize(inner, latents)
 
 
 def init_state(

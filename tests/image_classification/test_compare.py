@@ -37,15 +37,16 @@ STEPS_PER_EPOCH = 351
 
 def test_what_matters_most_comes_first_and_other_seeds_after():
   runs = plan.plan(BASE, STEPS_PER_EPOCH, seeds=2)
-  assert [run.name for run in runs[:5]] == [
+  assert [run.name for run in runs[:6]] == [
     "dense-0-seed0",
     "rank-0.95-seed0",
     "gmp-0.95-seed0",
     "rewa-15-seed0",
     "l1-0.4-seed0",
+    "difference-0.95-seed0",
   ]
   assert len({run.name for run in runs}) == len(runs)
-  assert [run.config.seed for run in runs] == [0] * 13 + [1] * 13
+  assert [run.config.seed for run in runs] == [0] * 16 + [1] * 16
 
 
 @pytest.mark.parametrize("epochs", [5, 20])
@@ -61,8 +62,9 @@ def test_strengths_are_decay_budgets_whatever_the_epochs(epochs):
     if run.method == "l1":
       moved = config.l1 * sum_of_rates
       assert moved == pytest.approx(run.strength, rel=0.01)
-    if run.method in ("gmp", "rank"):
+    if run.method in ("gmp", "rank", "difference"):
       assert config.sparsity == run.strength
+    assert (config.latents == "difference") == (run.method == "difference")
 
 
 def test_data_or_fast(tmp_path, capsys):

@@ -182,14 +182,18 @@ def test_a_stopped_run_continues_however_it_is_spread(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["gmp", "rewa"])
+@pytest.mark.parametrize(
+  ("method", "latents"),
+  [("gmp", "power"), ("rewa", "power"), ("rewa", "difference")],
+)
 def test_a_run_ends_with_the_zeros_asked_for_and_says_what_the_cut_cost(
-  method, small_resnet, tmp_path, monkeypatch
+  method, latents, small_resnet, tmp_path, monkeypatch
 ):
   config = dataclasses.replace(
     TINY,
     model=small_resnet,
     method=method,
+    latents=latents,
     sparsity=0.75,
     weight_decay=0.0,
     schedule="linear",
