@@ -92,7 +92,8 @@ def decay_by_rank(
       the scope ``"leaf"``; :func:`erdos_renyi_kernel` makes one.
     learning_rate: :math:`\eta_t` of the optimizer, a number or a schedule,
       from which low and high are computed; not applied here.
-    steps: how many updates there will be, >= 1.
+    steps: how many updates there will be, >= 1. In ``optax.MultiSteps`` those
+      of the optimizer inside.
     low: :math:`\lambda_\text{low}` >= 0, a number or a schedule: about half the
       weight decay that would give this sparsity by itself.
     high: :math:`\lambda_\text{high}`, no less than low. By default that of a

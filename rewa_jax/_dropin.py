@@ -10,7 +10,7 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from rewa_jax._method import Method, is_node
+from rewa_jax._method import Method, holds_latents, is_node
 from rewa_jax._power import wide_dtype
 from rewa_jax._transformations import ScaleByMethodState
 from rewa_jax._trees import (
@@ -344,6 +344,11 @@ def _pull_back(method, path, node, gradient):
 
 
 def _latents_of(method, path, weight):
+  if holds_latents(tuple(path.split("/")), weight):
+    raise ValueError(
+      f"{path} holds latents of an NNX model, but params of reparameterize are"
+      " weights. For latents take rewa_jax.sgd, adamw or scale_by_method."
+    )
   # Copies, so that params and state can both be donated.
   x = jnp.asarray(unbox(weight))
   latents = method.latents_of(path, jnp.copy(x.astype(wide_dtype(x))))

@@ -208,7 +208,8 @@ class Method:
   def latents_of(self, path: str, weight: Any) -> Any:
     """Returns the node of latents for one leaf of weights."""
     values = self.split(path, jnp.asarray(unbox(weight)))
-    boxed = [box_like(weight, value) for value in values]
+    maker = dataclasses.replace(self, mask=None)
+    boxed = [_say_maker(box_like(weight, value), maker) for value in values]
     return boxed[0] if len(boxed) == 1 else parts_of(boxed)
 
   def weights_of(self, node: Any) -> Any:
@@ -216,7 +217,7 @@ class Method:
     boxes = jax.tree.leaves(node, is_leaf=is_box)
     weight = self.join(*(jnp.asarray(unbox(box)) for box in boxes))
     box = next((box for box in boxes if is_box(box)), weight)
-    return box_like(box, weight)
+    return _say_maker(box_like(box, weight), None)
 
   def _selected(self, latents: Any) -> list[bool]:
     """Returns a bool for every node of latents, by the mask for weights."""
@@ -266,6 +267,8 @@ class Method:
       )
     for box in jax.tree.leaves(node, is_leaf=is_box):
       maker = isinstance(box, nnx.Variable) and box.get_metadata().get("method")
+      if is_chosen:
+        refuse_weights(name, box)
       if maker and not _map_alike(maker, self):
         raise ValueError(
           f"{name} holds latents of {maker}, but the optimizer is of {self}."
@@ -292,14 +295,37 @@ def weights_and_mask(
     return method.to_weights(params), mask
   leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_node)
   for path, node in leaves:
-    maker = isinstance(node, nnx.Variable) and node.get_metadata().get("method")
-    if maker or is_parts(node) or NNX_LATENTS in leaf_path(path):
+    if holds_latents(leaf_path(path), node):
       raise ValueError(
         f"{path_name(leaf_path(path))} holds latents, not weights. Pass the"
         " method that made them, or weights: what its to_weights returns, of an"
         " NNX model the state of weights()."
       )
   return params, mask
+
+
+def holds_latents(path: Path, node: Any) -> bool:
+  """Whether a node at a path holds latents, as far as it can be told."""
+  if isinstance(node, nnx.Variable) and "method" in node.get_metadata():
+    return node.get_metadata("method") is not None
+  return is_parts(node) or NNX_LATENTS in path
+
+
+def refuse_weights(name: str, box: Any) -> None:
+  """Raises where weights were put in the place of an NNX model's latents."""
+  if isinstance(box, nnx.Variable) and box.get_metadata("method", box) is None:
+    raise ValueError(
+      f"{name} holds weights in the place of latents, as to_weights, prune and"
+      " finalize return them. To deploy a pruned model, prune the state of its"
+      " weights() and update that; to train on, take to_latents first."
+    )
+
+
+def _say_maker(box: Any, maker: "Method | None") -> Any:
+  """Says in a Variable of latents whose they are, None where weights are."""
+  if isinstance(box, nnx.Variable) and "method" in box.get_metadata():
+    return box.replace(method=maker)
+  return box
 
 
 def is_node(node: Any) -> bool:

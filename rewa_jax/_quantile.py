@@ -124,7 +124,7 @@ def _largest(arrays, number):
     def refine(carry):
       step, cut, _ = carry
       # Behind a barrier, lest all words are computed beforehand and kept.
-      here, trials = lax.optimization_barrier((arrays, cut | steps[step]))
+      here, trials = lax.optimization_barrier((arrays, cut[None] | steps[step]))
       masks = zip(*(above(trial, here, depth) for trial in trials))
       counts = map(_total, zip(*map(_counts, masks)))
       high, low = map(jnp.stack, zip(*counts))

@@ -221,7 +221,8 @@ def _losers(path: str, x: jax.Array, n: int, m: int) -> jax.Array:
   before = jnp.zeros(size.shape, jnp.int32)
   for i in range(m):
     other = jax.lax.slice_in_dim(size, i, i + 1, axis=axis + 1)
-    before += (other > size) | ((other == size) & (i > place))
+    ahead = (other > size) | ((other == size) & (i > place))
+    before += ahead.astype(jnp.int32)
   # A loser that is infinite itself still loses.
   losers = jnp.minimum(size, jnp.finfo(size.dtype).max)
   return jnp.where(before < n, jnp.inf, losers).reshape(x.shape)

@@ -112,12 +112,12 @@ def _separation(leaves):
   counts = jax.lax.map(up_to, 10**ends)
   zeros, size = up_to(0.0), float(sum(x.size for x in leaves))
 
-  width = ends - ends[:, None]
-  inside = counts - counts[:, None]
+  width = ends[None] - ends[:, None]
+  inside = counts[None] - counts[:, None]
 
   def widest(ignored):
     """Returns the ends of the widest gap and the tau it takes."""
-    sides = jnp.minimum(counts[:, None] - ignored, size - counts)
+    sides = jnp.minimum(counts[:, None] - ignored, size - counts[None])
     needed = inside + _OUTLIERS * (size - ignored)
     needed = jnp.where(sides > 0, needed / sides, jnp.inf)
     # Of ends that differ by a decade, rounded.

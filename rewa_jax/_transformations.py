@@ -163,7 +163,8 @@ def sgd(
     sparsity: the share of zeros to end with, 0 <= sparsity < 1, by
       :func:`decay_by_rank`, after which :func:`finalize` cuts exactly so many.
       May be traced. None for the same weight decay on all weights.
-    steps: how many updates there will be; goes with sparsity.
+    steps: how many updates there will be; goes with sparsity. In
+      ``optax.MultiSteps`` those of the optimizer inside.
     momentum: decay of the momentum, or None for none.
     nesterov: whether the momentum is Nesterov's.
 
@@ -244,7 +245,8 @@ def adamw(
     sparsity: the share of zeros to end with, 0 <= sparsity < 1, by
       :func:`decay_by_rank`, after which :func:`finalize` cuts exactly so many.
       May be traced. None for the same weight decay on all weights.
-    steps: how many updates there will be; goes with sparsity.
+    steps: how many updates there will be; goes with sparsity. In
+      ``optax.MultiSteps`` those of the optimizer inside.
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
     adam_eps: Adam's term in the denominator.
@@ -475,7 +477,10 @@ def _chain(
       " weight_decay alone."
     )
   elif weight_decay is not None:
-    decay = optax.add_decayed_weights(weight_decay, mask=method.decaying)
+    decayed = optax.add_decayed_weights(weight_decay)
+    # A schedule or an array would make 16 bits float32.
+    kept = optax.chain(decayed, optax.stateless(_in_dtype_of))
+    decay = optax.masked(kept, method.decaying)
   else:
     raise ValueError(
       "Give weight_decay, or sparsity and steps: without a decay nothing"
@@ -486,4 +491,13 @@ def _chain(
     rule,
     decay,
     optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def _in_dtype_of(updates, params):
+  return jax.tree.map(
+    lambda u, p: u if u is None else u.astype(jnp.result_type(p)),
+    updates,
+    params,
+    is_leaf=lambda leaf: leaf is None,
   )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 from jax import lax
 
-from rewa_jax._method import Method
+from rewa_jax._method import Method, refuse_weights
 from rewa_jax._trees import NNX_LATENTS, is_box, is_parts, leaf_names, unbox
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -62,10 +62,10 @@ class Reparameterized(nnx.Module, Generic[Model]):
 
   def __getattr__(self, name: str) -> Any:
     model = self.__dict__.get("model")
+    if model is not None and name in vars(model):
+      return self._outside(name, vars(model)[name])
     if model is None or name.startswith("_"):
       raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
-    if name in vars(model):
-      return self._outside(name, vars(model)[name])
     value = getattr(type(model), name, None)
     if not callable(value):
       value = self._run(name, lambda model: getattr(model, name))
@@ -79,10 +79,23 @@ class Reparameterized(nnx.Module, Generic[Model]):
     return types.MethodType(method, self)
 
   def __setattr__(self, name: str, value: Any) -> None:
-    if name in ("model", NNX_LATENTS, "method") or name.startswith("_"):
+    if self._is_own(name):
       super().__setattr__(name, value)
     else:
       self._run(name, lambda model: setattr(model, name, value))
+
+  def __delattr__(self, name: str) -> None:
+    if self._is_own(name):
+      super().__delattr__(name)
+    else:
+      self._run(name, lambda model: delattr(model, name))
+
+  def _is_own(self, name: str) -> bool:
+    """Whether an attribute is the wrapper's, not the model's."""
+    if name in ("model", NNX_LATENTS, "method") or name in vars(self):
+      return True
+    model = vars(self).get("model")
+    return name.startswith("_") and (model is None or name not in vars(model))
 
   def weights(self) -> Model:
     """Returns the bare model with weights; the two share nothing."""
@@ -100,6 +113,9 @@ class Reparameterized(nnx.Module, Generic[Model]):
       slots, nodes = self._slots(), _nodes(getattr(self, NNX_LATENTS))
       # A call within a call finds weights there.
       before = {path: slot.get_raw_value() for path, slot in slots.items()}
+      for path, node in nodes.items():
+        for latent in jax.tree.leaves(node, is_leaf=is_box):
+          refuse_weights(_name(path), latent)
       weights = {
         path: self.method.weights_of(jax.tree.map(unbox, node, is_leaf=is_box))
         for path, node in nodes.items()
@@ -206,7 +222,8 @@ def reparameterize(
   """
   model = _copied(model)
   state = nnx.state(model, nnx.Param)
-  weights = nnx.to_pure_dict(state)
+  # As stored: a Param may hand out something else than it holds.
+  weights = nnx.to_pure_dict(state, nnx.Variable.get_raw_value)
   if not weights:
     raise ValueError("model has no Params. Is it yet to be initialized?")
   selected = method.map_weights(lambda *_: True, weights, lambda _: False)
@@ -230,7 +247,10 @@ def reparameterize(
   for path, param in params.items():
     if path in chosen:
       param.set_metadata(NNX_LATENTS, (level, path))
-    param.set_value(None if path in chosen else _copy(nodes[path]))
+  _fill(
+    params,
+    {path: None if path in chosen else _copy(nodes[path]) for path in params},
+  )
   return Reparameterized(model, traverse_util.unflatten_dict(boxed), method)
 
 
@@ -261,6 +281,8 @@ def _latent(param: Any, maker: Method, value: jax.Array) -> Any:
   # The metadata may name the axes of the array, for sharding.
   if value.shape == param.shape:
     metadata = {**param.get_metadata(), "method": maker}
+    for hook in ("on_get_value", "on_set_value", "on_create_value"):
+      metadata.pop(hook, None)  # They are for weights.
     return Latent.from_metadata(value.copy(), metadata)
   return Latent(value.copy(), method=maker)
 

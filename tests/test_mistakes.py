@@ -177,6 +177,40 @@ def test_what_nnx_trains_is_finalized():
     )
 
 
+def test_weights_in_the_place_of_nnx_latents_are_refused():
+  model = rewa_jax.nnx.reparameterize(Network(), REWA)
+  state = nnx.state(model, nnx.Param)
+  weights, cut = rewa_jax.finalize(state, 0.5, method=REWA)
+  # As weights they count, and are pruned further.
+  report = rewa_jax.sparsity(weights)
+  assert report.total_nonzero == cut.sparsity.total_nonzero
+  rewa_jax.prune(weights, sparsity=0.75)
+  with pytest.raises(ValueError, match="holds weights in the place of latents"):
+    rewa_jax.sparsity(weights, method=REWA)
+  before = model.weights()
+  nnx.update(model, weights)
+  for call in (model.weights, lambda: model(INPUTS)):
+    with pytest.raises(ValueError, match="kernel holds weights in the"):
+      call()
+  nnx.update(model, REWA.to_latents(weights))
+  kernel = before.emb.kernel[...]
+  after = model.weights().emb.kernel[...]
+  np.testing.assert_allclose(after, jnp.where(after == 0, 0, kernel), rtol=1e-5)
+
+
+def test_the_drop_in_takes_no_nnx_latents():
+  model = rewa_jax.nnx.reparameterize(Network(), REWA)
+  solver = rewa_jax.reparameterize(optax.adamw(0.1), REWA)
+  for refuse in (
+    lambda: nnx.Optimizer(model, solver, wrt=nnx.Param),
+    lambda: solver.init(nnx.state(model, nnx.Param)),
+  ):
+    with pytest.raises(
+      ValueError, match="kernel holds latents of an NNX model"
+    ):
+      refuse()
+
+
 def test_a_bare_nnx_model_takes_no_latents():
   bare = Network()
   model = rewa_jax.nnx.reparameterize(bare, REWA)

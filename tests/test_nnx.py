@@ -332,6 +332,29 @@ def test_attributes_are_those_of_the_model():
   model.activation = model.note = nnx.tanh
   assert model.model.activation is model.model.note is nnx.tanh
   assert not hasattr(model, "other") and not hasattr(model, "_private")
+  bare._depth = 2
+  model = rewa_jax.nnx.reparameterize(bare, REWA)
+  model._depth += 1
+  assert model._depth == model.model._depth == 3
+  del model.activation, model._depth
+  assert not hasattr(model.model, "activation")
+  assert not hasattr(model.model, "_depth")
+
+
+class Doubled(nnx.Param):
+  """Hands out twice what it holds."""
+
+  def get_value(self, **kwargs):
+    return 2 * super().get_value(**kwargs)
+
+
+def test_a_param_may_hand_out_something_else_than_it_holds():
+  bare = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+  bare.kernel = Doubled(bare.kernel[...])
+  bare.bias = Doubled(jnp.ones(3))
+  model = rewa_jax.nnx.reparameterize(bare, REWA)
+  assert_close(model(INPUTS), bare(INPUTS))
+  assert_close(model.weights()(INPUTS), bare(INPUTS))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,19 @@ PARAMS = {
 }
 
 
+def test_pruning_obeys_numpys_strictest_promotion():
+  params = {"w": jnp.arange(8.0).reshape(4, 2)}
+  strict = jax.numpy_dtype_promotion("strict")
+  with strict, jax.numpy_rank_promotion("raise"):
+    halves = [
+      rewa_jax.prune(params, sparsity=0.5)[0]["w"],
+      rewa_jax.prune(params, sparsity=0.5, scope="2:4")[0]["w"],
+    ]
+    rewa_jax.separation(params)
+  for half in halves:
+    np.testing.assert_array_equal(half, [[0, 0], [0, 0], [4, 5], [6, 7]])
+
+
 def test_prune_at_a_threshold():
   pruned, masks = rewa_jax.prune(PARAMS, threshold=0.5)
   np.testing.assert_array_equal(pruned["a"]["kernel"], [[0, 2], [0, 0]])

@@ -373,8 +373,10 @@ def test_updates_keep_the_dtype_of_params(dtype, gradient):
   grads = {"w": jnp.full(3, 0.25, jnp.float32)}
   rewa = rewa_jax.Rewa(3, 1, 1e-3, gradient=gradient)
   scale = rewa_jax.scale_by_method(rewa)
-  adamw = rewa_jax.adamw(optax.constant_schedule(0.1), rewa, weight_decay=0.1)
-  for solver in (scale, adamw):
+  rate, decay = optax.constant_schedule(0.1), optax.constant_schedule(0.01)
+  adamw = rewa_jax.adamw(rate, rewa, weight_decay=0.1)
+  scheduled = rewa_jax.sgd(rate, rewa, weight_decay=decay)
+  for solver in (scale, adamw, scheduled):
     updates, _ = solver.update(grads, solver.init(latents), latents)
     assert updates["w"].dtype == dtype
 
