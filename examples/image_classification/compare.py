@@ -3,9 +3,10 @@
   python -m examples.image_classification.compare --data FOLDER
 
 trains it dense, with L1, with gradual magnitude pruning, with ReWA at fixed
-decays and with ReWA asked for 90, 95 and 98 % zeros. Every finished run is
-pruned to each of these; of each method the strength that is best on the images
-held back is tested. Stopped at any moment, the same command goes on.
+decays, and with ReWA and the Hadamard difference asked for 90, 95 and 98 %
+zeros. Every finished run is pruned to each of these; of each method the
+strength that is best on the images held back is tested. Stopped at any moment,
+the same command goes on.
 
 Writes results.json, table.md, frontier.png, layers.png and training.png of the
 runs that are finished, after each. A run is a folder in runs/, which the other
