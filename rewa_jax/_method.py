@@ -208,8 +208,7 @@ class Method:
   def latents_of(self, path: str, weight: Any) -> Any:
     """Returns the node of latents for one leaf of weights."""
     values = self.split(path, jnp.asarray(unbox(weight)))
-    maker = dataclasses.replace(self, mask=None)
-    boxed = [_say_maker(box_like(weight, value), maker) for value in values]
+    boxed = [_say_maker(box_like(weight, value), self) for value in values]
     return boxed[0] if len(boxed) == 1 else parts_of(boxed)
 
   def weights_of(self, node: Any) -> Any:
@@ -321,9 +320,10 @@ def refuse_weights(name: str, box: Any) -> None:
     )
 
 
-def _say_maker(box: Any, maker: "Method | None") -> Any:
+def _say_maker(box: Any, method: "Method | None") -> Any:
   """Says in a Variable of latents whose they are, None where weights are."""
   if isinstance(box, nnx.Variable) and "method" in box.get_metadata():
+    maker = method and dataclasses.replace(method, mask=None)
     return box.replace(method=maker)
   return box
 

@@ -21,8 +21,7 @@ METHODS = {
 }
 
 # Of gmp, rank and difference the sparsity asked for; of rewa the decay budget;
-# of l1 how far a weight without gradient moves, where drawn ones have sizes near
-# 0.1.
+# of l1 how far a weight without gradient moves, where drawn ones are near 0.1.
 ORDER = (
   ("dense", 0),
   ("rank", 0.95),

@@ -172,4 +172,9 @@ def test_a_run_that_diverges_leaves_the_others(tmp_path, monkeypatch, capsys):
 def test_the_readme_has_the_committed_table():
   folder = pathlib.Path(compare.__file__).parent
   table = (folder / "results" / "resnet20_compared" / "table.md").read_text()
-  assert table.split("\n\n")[0] in (folder / "README.md").read_text()
+  readme = (folder / "README.md").read_text()
+  assert table.split("\n\n")[0] in readme
+  for name in ("0.9", "0.98"):
+    path = folder / "results" / "resnet20_difference" / f"{name}.json"
+    accuracy = json.loads(path.read_text())["test"]["accuracy"]
+    assert f"{100 * accuracy:.2f} %" in readme
