@@ -372,6 +372,7 @@ def test_groups_are_those_of_the_bare_model():
 
 
 def test_one_vmap_trains_a_grid_of_targets():
+  @jax.jit
   def end(sparsity):
     solver = rewa_jax.sgd(RATE, REWA, sparsity=sparsity, steps=STEPS)
     latents, _ = train(solver)

@@ -34,7 +34,7 @@ def test_linen_kernels_but_no_biases_scales_embeddings_or_statistics():
       x = nn.BatchNorm(use_running_average=False, name="batch_norm")(x)
       return nn.DenseGeneral((2, 3), name="dense")(x)
 
-  variables = Network().init(KEY, jnp.zeros((1, 6), int))
+  variables = jax.eval_shape(Network().init, KEY, jnp.zeros((1, 6), int))
   paths = selected(variables)
   assert {path.split("/")[-1] for path in paths} == {"kernel"}
   assert {path.split("/")[1] for path in paths} == {
