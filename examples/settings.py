@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from . import kit
@@ -65,6 +65,27 @@ def given(args: argparse.Namespace, config: type) -> dict[str, Any]:
     for field in dataclasses.fields(config)
   }
   return {name: x for name, x in values.items() if x is not None}
+
+
+def check_used(
+  given: Iterable[str],
+  config: Any,
+  needs: Mapping[str, Mapping[str, Sequence[str]]],
+) -> None:
+  """Raises a ValueError if a run has no use for a setting.
+
+  Args:
+    given: settings that the command line names.
+    config: the settings of the run.
+    needs: by setting, others and the values of them that it goes with.
+  """
+  for name in given:
+    for other, values in needs.get(name, {}).items():
+      value = getattr(config, other)
+      if value not in values:
+        raise ValueError(
+          f"--{name} goes with --{other} {' or '.join(values)}, got {value}."
+        )
 
 
 def read(run: pathlib.Path, config: type[C]) -> C:

@@ -204,6 +204,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+_REWA = {"method": ("rewa", "rewa-adamw")}
+_POWER = _REWA | {"latents": ("power",)}
+_NEEDS = {
+  **dict.fromkeys(("way", "latents"), _REWA),
+  **dict.fromkeys(("k", "m", "eps"), _POWER),
+  "l1": {"method": ("l1",)},
+}
+
+
 def check(config: Config) -> None:
   """Raises a ValueError where settings do not go together."""
   method, sparsity = config.method, config.sparsity
@@ -241,6 +250,7 @@ def from_arguments(args: argparse.Namespace) -> Config:
   if by_rank and "weight_decay" not in given:
     # Presets have one that gives zeros by itself: too much of those that stay.
     config = dataclasses.replace(config, weight_decay=0.0)
+  settings.check_used(given, config, _NEEDS)
   check(config)
   return config
 

@@ -122,6 +122,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+_REWA = {"method": ("rewa",)}
+_POWER = _REWA | {"latents": ("power",)}
+# What train.py has a use for; a comparison has runs of every method.
+NEEDS = {
+  **dict.fromkeys(("way", "latents"), _REWA),
+  **dict.fromkeys(("k", "m", "eps"), _POWER),
+  "l1": {"method": ("l1",)},
+}
+
+
 def shape_of(config: Config, vocabulary: int) -> Shape:
   return Shape(
     vocabulary,

@@ -34,7 +34,7 @@ from .. import kit, settings
 from ..metrics import Metrics
 from ..parallel import Jit
 from . import checkpoints as ckpt
-from .config import PRESETS, Config, check, check_start, from_arguments
+from .config import NEEDS, PRESETS, Config, check, check_start, from_arguments
 from .data import Source, batch, open_source
 from .evaluate import cut, make_judge
 from .model import kernels
@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
   config = from_arguments(args)
   run = args.out or pathlib.Path(f"results/language_{args.preset}")
   try:
+    settings.check_used(settings.given(args, Config), config, NEEDS)
     results = train(config, run, argv)
   except (ValueError, OSError, FloatingPointError) as error:
     sys.exit(f"train.py: {error}")

@@ -248,9 +248,18 @@ def test_a_run_ends_with_the_zeros_asked_for_and_says_what_the_cut_cost(
       ["--sparsity", "0.9", "--start", "run", "--prune", "0.1"],
       "give sparsity or prune",
     ),
+    (
+      ["--method", "dense", "--latents", "difference"],
+      "--latents goes with --method rewa or rewa-adamw, got dense",
+    ),
+    (
+      ["--latents", "difference", "--k", "3"],
+      "--k goes with --latents power, got difference",
+    ),
+    (["--l1", "0.1"], "--l1 goes with --method l1, got rewa"),
   ],
 )
-def test_what_does_not_go_with_a_sparsity_is_said_before_a_run_begins(
+def test_what_does_not_go_together_is_said_before_a_run_begins(
   arguments, said, tmp_path
 ):
   with pytest.raises(SystemExit, match=said):

@@ -266,6 +266,8 @@ def test_settings_that_do_not_go_together_are_named(tmp_path):
   settings.write(tmp_path, TINY)
   with pytest.raises(ValueError, match="steps was 60 and is 4"):
     settings.write(tmp_path, dataclasses.replace(TINY, steps=4))
+  with pytest.raises(SystemExit, match="--latents goes with --method rewa"):
+    train.main(["--latents", "difference", "--out", str(tmp_path / "dense")])
   wide = dataclasses.replace(TINY, width=16, head="own", start=str(tmp_path))
   with pytest.raises(ValueError, match="width is 8, not 16, head is 'tied'"):
     train.train(wide, tmp_path / "wide", [])
