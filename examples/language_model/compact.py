@@ -5,8 +5,7 @@ that --groups units made zero. Both models are compared on the same tokens, and
 timed in turns.
 
   python -m examples.language_model.train --method rewa --sparsity 0.5 \\
-      --groups units --learning-rate 1e-2 --weight-decay 0.125 \\
-      --out results/half
+      --groups units --learning-rate 1e-2 --out results/half
   python -m examples.language_model.compact results/half
 
 Writes compact.json and compact.md to --out.

@@ -71,7 +71,9 @@ class Config:
   m: float = setting(0, "ReWA's m")
   eps: float = setting(1e-3, "ReWA's eps")
   weight_decay: float = setting(
-    0.1, "of kernels, or latents; of rewa asked for a sparsity the mild one"
+    0.1,
+    "of kernels, or latents; of rewa asked for a sparsity that of those that"
+    " stay, unless given the library's own",
   )
   l1: float = setting(0.05, "strength of the penalty of method l1")
   learning_rate: float = setting(2e-3, "its peak")
@@ -187,4 +189,18 @@ def check_start(config: Config, start: Config) -> None:
 def from_arguments(args: argparse.Namespace) -> Config:
   """Returns the preset with what the command line says in place of its own."""
   given = settings.given(args, Config)
-  return Config(**{**PRESETS[args.preset], **given})
+  config = Config(**{**PRESETS[args.preset], **given})
+  by_rank = config.sparsity and config.method == "rewa"
+  if by_rank and "weight_decay" not in given:
+    k = config.k if config.latents == "power" else 2
+    decay = mild_decay(config.sparsity, k)
+    config = dataclasses.replace(config, weight_decay=decay)
+  return config
+
+
+def mild_decay(sparsity: float, k: float) -> float:
+  """Returns what `rewa_jax.adamw` takes by itself when asked for a sparsity.
+
+  The drop-in has to be told.
+  """
+  return round(0.14 / (k * min(1 - sparsity, 0.05) ** 0.5), 4)

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from .config import mild_decay
+
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 # Of whole heads and channels.
 OF_UNITS = (0.5, 0.7)
@@ -196,11 +198,3 @@ class Plan(NamedTuple):
       )
       for rate in self.rates["rank"]
     ]
-
-
-def mild_decay(sparsity: float, k: float) -> float:
-  """Returns what `rewa_jax.adamw` takes by itself when asked for a sparsity.
-
-  The drop-in has to be told.
-  """
-  return round(0.14 / (k * min(1 - sparsity, 0.05) ** 0.5), 4)

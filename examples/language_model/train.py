@@ -6,7 +6,7 @@ on Python's own help topics, byte by byte and without a download:
   pip install -e '.[language]'
   python -m examples.language_model.train
   python -m examples.language_model.train --method rewa --sparsity 0.9 \\
-      --learning-rate 1e-2 --weight-decay 0.125 --out results/rewa
+      --learning-rate 1e-2 --out results/rewa
   python -m examples.language_model.sample results/rewa
 
 The run is written to a folder: config.json, metrics.jsonl, TensorBoard's files,

@@ -20,11 +20,17 @@ needs("orbax.checkpoint")
 
 from examples import settings
 from examples.language_model import data, sample, train
-from examples.language_model.config import PRESETS, Config, check
+from examples.language_model.config import (
+  PRESETS,
+  Config,
+  check,
+  from_arguments,
+)
 from examples.language_model.model import kernels
 from examples.language_model.state import (
   differentiate,
   init_state,
+  make_latents,
   make_optimizer,
   make_setup,
 )
@@ -240,6 +246,30 @@ def test_the_drop_in_and_latents_in_the_model_are_one_method(source):
     weights.append(setup.to_weights(state.params))
   for a, b in zip(*map(jax.tree.leaves, weights)):
     np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_by_rank_the_decay_is_the_librarys_own_unless_given():
+  def updated(decay, config):
+    latents = make_latents(config)
+    weights = {"blocks": {"kernel": jnp.full((4, 4), 0.1)}}
+    params = latents.to_latents(weights)
+    solver = rewa_jax.adamw(
+      0.1, latents, weight_decay=decay, sparsity=config.sparsity, steps=1000
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return solver.update(zeros, solver.init(params), params)[0]
+
+  for more in (["--latents", "difference"], ["--k", "3"], ["--k", "9"]):
+    for sparsity in ("0.9", "0.98"):
+      flags = ["--method", "rewa", "--sparsity", sparsity, *more]
+      config = from_arguments(train.parse(flags))
+      found, own = (updated(x, config) for x in (config.weight_decay, None))
+      for a, b in zip(*map(jax.tree.leaves, (found, own))):
+        np.testing.assert_allclose(a, b, rtol=1e-3)
+        assert b.all()
+  given = train.parse([*flags, "--weight-decay", "0.2"])
+  assert from_arguments(given).weight_decay == 0.2
+  assert from_arguments(train.parse([])).weight_decay == 0.1
 
 
 def test_decay_reaches_kernels_alone():
