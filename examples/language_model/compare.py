@@ -1,12 +1,13 @@
 """Compares what sparse language models are worth, method by method.
 
 AdamW and one cut at the end; AdamW with gradual magnitude pruning; with
-proximal steps of L1; ReWA with a fixed weight decay; ReWA asked for a sparsity.
+proximal steps of L1; ReWA with a fixed weight decay; ReWA, or the difference of
+squares, asked for a sparsity.
 All have the same model, text, batches and number of updates. By validation loss
 short runs choose two learning rates for every method, and whole runs one of
 them: of a method that is compared sparse by its loss at 90 % zeros. Gradual
-pruning and ReWA by rank have a run for each sparsity; runs of the
-others are cut to each, and of these the best on validation is taken.
+pruning and decay by rank have a run for each sparsity; runs of the others are
+cut to each, and of these the best on validation is taken.
 
 Every run is a folder in --out/runs, as train.py writes it. Stopped, by Ctrl-C
 or kill -9, and started again, it goes on from the last checkpoint. Of what is
@@ -65,7 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     "--fast",
     action="store_true",
     help="within a few minutes: a small model, two sparsities, one learning"
-    " rate and strength",
+    " rate and strength, no difference, which needs more steps than that",
   )
   settings.add_arguments(parser, Config, PRESETS, "tiny", without=PLANNED)
   args = parser.parse_args(argv)
@@ -85,6 +86,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   args.plan = Plan(*plan, steps=args.base.steps, mid=0.9, k=args.base.k)
   # Two of them start from what AdamW trained.
   wanted = set(args.only or LABELS)
+  wanted -= {"difference"} if args.fast and not args.only else set()
   wanted |= {"dense"} if wanted & {"drop-in", "dense-units"} else set()
   # Runs of units take the learning rate that others tune.
   tuned = {name.removesuffix("-units") for name in wanted}

@@ -13,6 +13,7 @@ RATES: dict[str, tuple[float, ...]] = {
   "gmp": (4e-3, 8e-3, 1.6e-2),
   "l1": (2e-3, 4e-3, 8e-3),
   "rank": (5e-3, 1e-2, 2e-2),
+  "difference": (5e-3, 1e-2, 2e-2),
   "fixed": (1e-2, 2e-2, 4e-2),
 }
 STRENGTHS: dict[str, tuple[float, ...]] = {
@@ -25,13 +26,15 @@ LABELS = {
   "l1": "AdamW, proximal L1",
   "fixed": "ReWA, fixed decay",
   "rank": "ReWA by rank",
+  "difference": "Hadamard difference by rank",
   "drop-in": "trained AdamW, then a short ReWA by rank",
   "dense-units": "units: AdamW, then pruned",
   "gmp-units": "units: AdamW, gradual pruning",
   "rank-units": "units: ReWA by rank",
 }
 # Trials of a learning rate, and the drop-in after training, have a tenth of the
-# steps, but so many at least: with fewer decay by rank has no time.
+# steps, but so many at least: with fewer decay by rank has no time. Squares
+# take twice as long as fifth powers.
 LEAST_STEPS = 120
 
 
@@ -109,9 +112,14 @@ class Plan(NamedTuple):
       *self._drop_ins(),
       *(self._asked("rank", s) for s in near),
       *(self._asked("gmp", s) for s in near),
+      *(self._asked("difference", s) for s in (self.mid, *near)),
       *(self._of("fixed", x) for x in self.strengths["fixed"]),
       *(self._of("l1", x) for x in self.strengths["l1"]),
-      *(self._asked(name, s) for s in far for name in ("rank", "gmp")),
+      *(
+        self._asked(name, s)
+        for s in far
+        for name in ("rank", "gmp", "difference")
+      ),
       *self._of_units(),
     ]
 
@@ -121,7 +129,7 @@ class Plan(NamedTuple):
     judged: tuple[float, ...] = ()
     if method in self.strengths:
       # In fewer steps a strength shrinks less: this comes to as much.
-      strength = self.strengths[method][0] * self.steps / self._tenth
+      strength = self.strengths[method][0] * self.steps / self._tenth(method)
       like, judged = self._of(method, strength), (self.mid,)
     elif method == "dense":
       like = self._of(method)
@@ -131,16 +139,16 @@ class Plan(NamedTuple):
       Run(
         f"rate_{method}_{rate:g}",
         method,
-        like.settings | {"steps": self._tenth, "learning_rate": rate},
+        like.settings | {"steps": self._tenth(method), "learning_rate": rate},
         judged,
       )
       for rate in rates
       if len(rates) > 1
     ]
 
-  @property
-  def _tenth(self) -> int:
-    return max(self.steps // 10, LEAST_STEPS)
+  def _tenth(self, method: str) -> int:
+    least = LEAST_STEPS * (2 if method == "difference" else 1)
+    return max(self.steps // 10, least)
 
   def _of(self, method: str, strength: float = 0.0) -> Run:
     """Returns a run that is cut to every sparsity."""
@@ -154,11 +162,11 @@ class Plan(NamedTuple):
 
   def _asked(self, method: str, sparsity: float) -> Run:
     settings: dict[str, Any] = {"method": method, "sparsity": sparsity}
-    if method == "rank":
-      settings |= {
-        "method": "rewa",
-        "weight_decay": mild_decay(sparsity, self.k),
-      }
+    if method in ("rank", "difference"):
+      k = self.k if method == "rank" else 2
+      settings |= {"method": "rewa", "weight_decay": mild_decay(sparsity, k)}
+    if method == "difference":
+      settings["latents"] = "difference"
     return Run(f"{method}_{100 * sparsity:g}", method, settings, (sparsity,))
 
   def _of_units(self) -> list[Run]:
@@ -188,7 +196,10 @@ class Plan(NamedTuple):
   def _drop_ins(self) -> list[Run]:
     """Returns one for each learning rate: they are short enough."""
     like = self._asked("rank", self.mid)
-    settings = like.settings | {"way": "drop-in", "steps": self._tenth}
+    settings = like.settings | {
+      "way": "drop-in",
+      "steps": self._tenth("drop-in"),
+    }
     return [
       Run(
         f"drop-in_{100 * self.mid:g}_{rate:g}",

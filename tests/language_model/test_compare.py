@@ -21,10 +21,13 @@ def test_runs_come_in_the_order_of_what_matters_most(tmp_path):
   # One is the dense run, cut in another way.
   assert len(set(names)) == len(names) - 1
   assert names[:3] == ["dense", "rank_90", "gmp_90"]
-  asked = [n for n in names if n.startswith(("rank", "gmp")) and "_90" not in n]
+  asked = ("rank", "gmp", "difference")
+  asked = [n for n in names if n.startswith(asked) and "_90" not in n]
   assert asked == [
     *("rank_80", "rank_95", "gmp_80", "gmp_95"),
-    *("rank_50", "gmp_50", "rank_70", "gmp_70"),
+    *("difference_80", "difference_95"),
+    *("rank_50", "gmp_50", "difference_50"),
+    *("rank_70", "gmp_70", "difference_70"),
     *("rank_50_units", "gmp_50_units", "rank_70_units", "gmp_70_units"),
   ]
   assert (
@@ -39,6 +42,11 @@ def test_all_methods_have_the_same_tokens_and_the_drop_in_a_tenth(tmp_path):
   trials = args.plan.trials("fixed")
   assert [t.settings["learning_rate"] for t in trials] == [0.01, 0.02, 0.04]
   assert all(t.settings["steps"] == 150 for t in trials)
+  # Squares take longer than fifth powers.
+  trials = args.plan.trials("difference")
+  assert all(t.settings["steps"] == 240 for t in trials)
+  assert all(t.settings["latents"] == "difference" for t in trials)
+  trials = args.plan.trials("fixed")
   # So that they shrink as much in all.
   assert all(t.settings["weight_decay"] == 10 * 0.2 for t in trials)
 
@@ -170,12 +178,13 @@ def test_a_comparison_is_written_and_goes_on_where_it_stopped(
   compare.main(arguments)
   results = json.loads((tmp_path / "out" / "results.json").read_text())
   found = {(row["method"], row["sparsity"]) for row in results["best"]}
+  labels = {name: text for name, text in LABELS.items() if name != "difference"}
   whole = {(name, 0.0) for name in ("dense", "l1", "fixed")}
-  each = {(name, s) for name in LABELS for s in (0.5, 0.9)}
+  each = {(name, s) for name in labels for s in (0.5, 0.9)}
   others = {(name, 0.9) for name in LABELS if name.endswith("-units")}
   assert found == (whole | each) - {("drop-in", 0.5)} - others
   table = (tmp_path / "out" / "table.md").read_text()
-  assert all(label in table for label in LABELS.values())
+  assert all(label in table for label in labels.values())
   assert "text of another kind" in table
   assert (tmp_path / "out" / "loss.png").stat().st_size > 5000
   # Nothing is trained twice.
