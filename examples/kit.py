@@ -1,17 +1,20 @@
 """What all programs share: options, results, decay budgets, Ctrl-C."""
 
 import argparse
+import contextlib
 import csv
 import datetime
 import io
 import json
+import math
 import os
 import platform
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,12 +39,39 @@ def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
 
 
 def folder(name: str) -> Path:
-  """Returns a folder that is there: a run should not fail at its end."""
+  """Returns a folder to write to: a run should not fail at its end."""
   try:
     Path(name).mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=name).close()
   except OSError as error:
     raise argparse.ArgumentTypeError(str(error)) from error
   return Path(name)
+
+
+def at_least(least: float) -> Callable[[str], float]:
+  """Returns a type of option: numbers, integers where the bound is one."""
+  kind = type(least)
+
+  def number(text):
+    value = kind(text)
+    if not least <= value < math.inf:
+      raise argparse.ArgumentTypeError(
+        f"must be at least {least:g}, got {text}"
+      )
+    return value
+
+  # What argparse calls it.
+  number.__name__ = kind.__name__
+  return number
+
+
+@contextlib.contextmanager
+def in_a_sentence() -> Iterator[None]:
+  """Ends the program with what is wrong with settings or files."""
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 def provenance(module: str, argv: Sequence[str], *packages: str) -> dict:
@@ -86,7 +116,10 @@ def read_json(path: Path, settings: dict) -> dict:
   """
   if not path.exists():
     return {}
-  results = json.loads(path.read_text())
+  try:
+    results = json.loads(path.read_text())
+  except ValueError as error:
+    sys.exit(f"{path} is no JSON, {error}: move it away.")
   for name, value in settings.items():
     if results.get(name) != value:
       sys.exit(

@@ -12,10 +12,20 @@ from . import kit
 C = TypeVar("C")
 
 
-def setting(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
-  """Returns a field of a dataclass of settings, with what --help says of it."""
+def setting(
+  default: Any, text: str, choices: Sequence[str] = (), least: int = 0
+) -> Any:
+  """Returns a field of a dataclass of settings.
+
+  Args:
+    default: its value where no preset has another.
+    text: what --help says of it.
+    choices: the words it may be, if only some.
+    least: the smallest number it may be.
+  """
   return dataclasses.field(
-    default=default, metadata={"help": text, "choices": choices}
+    default=default,
+    metadata={"help": text, "choices": choices, "least": least},
   )
 
 
@@ -49,12 +59,15 @@ def add_arguments(
     if field.type is bool:
       parser.add_argument(flag, action="store_true", default=None, help=text)
       continue
-    default = f" (default: {field.default})" if field.default != "" else ""
+    default = presets[preset].get(field.name, field.default)
+    kind = field.type
+    if kind in (int, float):
+      kind = kit.at_least(kind(field.metadata["least"]))
     parser.add_argument(
       flag,
-      type=field.type,
+      type=kind,
       choices=field.metadata["choices"] or None,
-      help=text + default,
+      help=text + (f" (default: {default})" if default != "" else ""),
     )
 
 
@@ -93,11 +106,17 @@ def read(run: pathlib.Path, config: type[C]) -> C:
 
   Raises:
     FileNotFoundError: if the folder holds no run.
+    ValueError: if it is the run of another program.
   """
   path = run / "config.json"
   if not path.exists():
     raise FileNotFoundError(f"{run} holds no run: it has no config.json.")
-  return config(**json.loads(path.read_text()))
+  try:
+    return config(**json.loads(path.read_text()))
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"{path} does not hold the settings of this program: {error}."
+    ) from error
 
 
 def write(run: pathlib.Path, config: Any) -> None:

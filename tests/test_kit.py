@@ -1,5 +1,6 @@
 """What the example programs share."""
 
+import argparse
 import json
 import os
 import signal
@@ -60,6 +61,21 @@ def test_a_folder_that_cannot_be_made_is_said_before_the_run(tmp_path, capsys):
   assert parser.parse_args(["--out", str(tmp_path / "a" / "b")]).out.is_dir()
 
 
+def test_numbers_are_of_the_kind_of_their_bound():
+  assert kit.at_least(1)("3") == 3 and kit.at_least(0.0)("1e-3") == 1e-3
+  for bound, text in ((1, "0"), (0.0, "nan"), (0.0, "inf"), (0.0, "-1")):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"got {text}"):
+      kit.at_least(bound)(text)
+  with pytest.raises(ValueError):
+    kit.at_least(1)("1.5")
+
+
+def test_what_is_wrong_with_files_ends_a_program_in_a_sentence(tmp_path):
+  with pytest.raises(SystemExit, match="No such file.*nothing"):
+    with kit.in_a_sentence():
+      (tmp_path / "nothing").read_text()
+
+
 @pytest.mark.parametrize(
   ("budgets", "said"),
   [
@@ -118,3 +134,6 @@ def test_a_run_goes_on_from_results_of_its_own_settings_alone(tmp_path):
   assert kit.read_json(path, {"epochs": 3})["rows"] == [1]
   with pytest.raises(SystemExit, match="was made with epochs 3, not 4"):
     kit.read_json(path, {"epochs": 4})
+  path.write_text("{")
+  with pytest.raises(SystemExit, match="is no JSON, .*: move it away"):
+    kit.read_json(path, {"epochs": 3})

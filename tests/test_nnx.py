@@ -590,11 +590,16 @@ def test_an_optimizer_of_another_method_is_refused(other):
     nnx.Optimizer(model, solver, wrt=nnx.Param)
 
 
-def test_an_optimizer_may_step_otherwise():
+def test_an_optimizer_may_step_as_another_rewa_with_the_same_weights():
   _, model = setup()
-  rewa = rewa_jax.Rewa(k=3, eps=1e-3)  # The same weights for the same latents.
+  rewa = rewa_jax.Rewa(k=3, eps=1e-3)
   solver = rewa_jax.adamw(0.1, rewa, weight_decay=0.1)
-  nnx.Optimizer(model, solver, wrt=nnx.Param)
+  optimizer = nnx.Optimizer(model, solver, wrt=nnx.Param)
+  before = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  optimizer.update(model, nnx.grad(lambda model: model(INPUTS).sum())(model))
+  after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  moved = jax.tree.map(lambda a, b: (a != b).any(), before, after)
+  assert all(jax.tree.leaves(moved))
 
 
 def test_bad_input_is_refused():

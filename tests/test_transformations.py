@@ -458,9 +458,12 @@ def test_hyperparameters_out_of_range(numbers, error, message):
       use()
 
 
-def test_hyperparameters_at_the_edge_of_the_range():
+def test_hyperparameters_at_the_edge_of_the_range_are_taken():
   for k, m in [(1, 0), (4.1, 3.1), (jnp.float32(4.1), jnp.float32(3.1))]:
-    rewa_jax.scale_by_rewa(k, m)
+    solver, one = rewa_jax.scale_by_rewa(k, m), jnp.ones(1)
+    # |y|^m |y|^(k-1) / (|y|^(k-1) + eps) is 1 where y is 1 and eps 0.
+    updates, _ = solver.update(one, solver.init(one), one)
+    np.testing.assert_allclose(updates, one, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

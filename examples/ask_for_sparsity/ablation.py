@@ -32,7 +32,7 @@ from rewa_jax import baselines
 
 from .. import kit
 from ..adamw import adamw
-from ..compare_methods.compare import load_data
+from ..compare_methods.compare import digest_of, load_data
 from ..compare_methods.methods import Recipe
 from ..compare_methods.networks import NETWORKS
 from ..compare_methods.training import Data, logits_of, train
@@ -137,7 +137,8 @@ def task_of(name: str, folder: pathlib.Path | None, sparsities) -> Task:
     network, data = text.model, Data(text.train, first, second)
     size, rate, epochs = text.batch_size, 0.01, 2
   else:
-    network, data = NETWORKS[name](10), load_data(folder)
+    data = load_data(folder)
+    network = NETWORKS[name](int(data.train[1].max()) + 1)
     size, rate, epochs = 128, 0.3, {"lenet300": 12, "lenet5": 8}[name]
   template = jax.eval_shape(network.init, jax.random.key(0), data.train[0][:1])
   shares = v.of_thin_layers_less(template, sparsities)
@@ -289,22 +290,28 @@ def parse(argv) -> argparse.Namespace:
   parser = kit.parser(__doc__, "results/ablation")
   add = parser.add_argument
   tasks = ("lenet300", "lenet5", "text")
-  add("--task", choices=tasks, default="lenet300")
+  add("--task", choices=tasks, default="lenet300", help="default: %(default)s")
   add("--data", type=pathlib.Path, help="folder of IDX files (default: digits)")
-  add("--epochs", type=int, help="default: 12, of LeNet-5 8, of the text 2")
-  add("--sparsities", type=float, nargs="+", default=list(SPARSITIES))
-  add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+  text = "default: 12, of LeNet-5 8, of the text 2"
+  add("--epochs", type=kit.at_least(1), help=text)
+  text = f"default: {' '.join(map(str, SPARSITIES))}"
+  add("--sparsities", type=float, nargs="+", default=SPARSITIES, help=text)
+  add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
   add("--variants", nargs="+", help="some of those in the table")
   args = parser.parse_args(argv)
   if not all(0 <= s < 1 for s in args.sparsities):
     parser.error(f"--sparsities must be in [0, 1), got {args.sparsities}")
+  if args.data and args.task == "text":
+    parser.error("--data are images, and the task is text")
+  args.seeds = list(dict.fromkeys(args.seeds))
   args.out /= args.task
   return args
 
 
 def main(argv) -> None:
   args = parse(argv)
-  task = task_of(args.task, args.data, args.sparsities)
+  with kit.in_a_sentence():
+    task = task_of(args.task, args.data, args.sparsities)
   if args.epochs is not None:
     task = task._replace(epochs=args.epochs)
   unknown = set(args.variants or ()) - set(task.variants)
@@ -315,6 +322,7 @@ def main(argv) -> None:
   path = args.out / "results.json"
   made = kit.provenance(MODULE, argv, "flax")
   settings = {"rate": task.rate, "epochs": task.epochs}
+  settings["data"] = digest_of(task.data)
   rows = kit.read_json(path, settings).get("rows", [])
   known = {(row["variant"], row["seed"], row["sparsity"]) for row in rows}
   todo = [
@@ -336,5 +344,5 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-  kit.leave_on_ctrl_c()
+  kit.leave_on_ctrl_c("the same command goes on after the last variant.")
   main(sys.argv[1:])

@@ -28,7 +28,7 @@ import rewa_jax
 from rewa_jax import baselines
 
 from .. import kit
-from ..compare_methods.compare import load_data
+from ..compare_methods.compare import digest_of, load_data
 from ..compare_methods.methods import Recipe, asked_for, reparameterized
 from ..compare_methods.networks import NETWORKS
 from ..compare_methods.training import logits_of, train
@@ -194,46 +194,57 @@ def draw(rows, title, fixed=()) -> plt.Figure:
 def parse(argv) -> argparse.Namespace:
   parser = kit.parser(__doc__, "results/ask_for_sparsity")
   add = parser.add_argument
-  add("--network", choices=tuple(NETWORKS), default="lenet300")
+  text = "default: %(default)s"
+  add("--network", choices=tuple(NETWORKS), default="lenet300", help=text)
   add("--data", type=pathlib.Path, help="folder of IDX files (default: digits)")
-  add("--epochs", type=int, help="default: 30, of LeNet-5 or digits 20")
-  text = "ReWA, or the Hadamard difference, whose weights may change sign"
+  text = "default: 30, of LeNet-5 or digits 20"
+  add("--epochs", type=kit.at_least(1), help=text)
+  text = (
+    "ReWA, or the Hadamard difference, whose weights may change sign"
+    " (default: %(default)s)"
+  )
   add("--method", choices=tuple(RATES), default="rewa", help=text)
   text = "peak of the learning rate (default: 0.3, of hadamard 0.7)"
-  add("--rate", type=float, help=text)
-  text = "ReWA's power (default: %(default)s)"
-  add("--k", type=float, default=9, help=text)
-  add("--m", type=float, default=2, help="default: %(default)s")
+  add("--rate", type=kit.at_least(0.0), help=text)
+  add("--k", type=kit.at_least(1.0), help="ReWA's power (default: 9)")
+  add("--m", type=kit.at_least(0.0), help="ReWA's m (default: 2)")
   add(
     "--compressions",
-    type=float,
+    type=kit.at_least(1.0),
     nargs="+",
-    help="what to ask for: all weights over nonzero ones",
+    help="what to ask for, all weights over nonzero ones (default: "
+    + ", of LeNet-5 ".join(
+      " ".join(map(str, asked)) for asked in COMPRESSIONS.values()
+    )
+    + ")",
   )
-  add("--seeds", type=int, nargs="+", default=[1, 2, 3])
+  add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
   add("--grid", action="store_true", help="try 8 fixed weight decays besides")
   args = parser.parse_args(argv)
   args.compressions = args.compressions or list(COMPRESSIONS[args.network])
-  if min(args.compressions) < 1:
-    parser.error(f"--compressions must be >= 1, got {min(args.compressions)}")
   if args.epochs is None:
     args.epochs = EPOCHS[args.network] if args.data else 20
   if args.rate is None:
     args.rate = RATES[args.method]
-  if args.epochs < 1:
-    parser.error(f"--epochs must be at least 1, got {args.epochs}")
-  # Python integers have powers of their own.
-  args.k, args.m = (int(x) if x == int(x) else x for x in (args.k, args.m))
+  if args.method == "hadamard" and {args.k, args.m} != {None}:
+    parser.error("--k and --m are of --method rewa, got hadamard")
+  args.k = 9 if args.k is None else args.k
+  args.m = 2 if args.m is None else args.m
+  args.seeds = list(dict.fromkeys(args.seeds))
   args.out /= args.network
   return args
 
 
 def main(argv) -> None:
   args = parse(argv)
-  network, data = NETWORKS[args.network](10), load_data(args.data)
+  with kit.in_a_sentence():
+    data = load_data(args.data)
+    method_of(args)
+  network = NETWORKS[args.network](int(data.train[1].max()) + 1)
   path = args.out / "results.json"
   names = ("method", "epochs", "rate", "k", "m", "compressions", "grid")
   settings = {name: getattr(args, name) for name in names}
+  settings["data"] = digest_of(data)
   results = {"rows": [], "fixed": []} | kit.read_json(path, settings)
   rows, fixed = results["rows"], results["fixed"]
   made = kit.provenance(MODULE, argv, "flax") | settings
@@ -246,6 +257,10 @@ def main(argv) -> None:
         fixed += try_decays(args, network, data, seed, bar.update)
       rows += new
       kit.write_json(path, made | {"rows": rows, "fixed": fixed})
+  rows, fixed = (
+    [row for row in every if row["seed"] in args.seeds]
+    for every in (rows, fixed)
+  )
   shown = table(rows, fixed)
   kit.write(args.out / "table.md", shown + kit.made_by(made))
   name = "MNIST's format" if args.data else "digits"
@@ -255,5 +270,5 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-  kit.leave_on_ctrl_c()
+  kit.leave_on_ctrl_c("the same command goes on from the last seed.")
   main(sys.argv[1:])

@@ -128,8 +128,18 @@ def main(argv) -> None:
   parser = kit.parser(__doc__, "results/benchmarks")
   parser.add_argument("--tree", choices=tuple(TREES), action="append")
   add = parser.add_argument
-  add("--turns", type=int, default=15, help="timed programs of each round")
-  add("--repeat", type=int, default=1, help="steps a program (default: 1)")
+  add(
+    "--turns",
+    type=kit.at_least(1),
+    default=15,
+    help="timed programs of each round",
+  )
+  add(
+    "--repeat",
+    type=kit.at_least(1),
+    default=1,
+    help="steps a program (default: 1)",
+  )
   args = parser.parse_args(argv)
   trees = args.tree or ["resnet18"]
   made = kit.provenance("examples.benchmarks.asking", argv)

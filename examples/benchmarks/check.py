@@ -79,9 +79,13 @@ def main(argv: Sequence[str]) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--results", type=pathlib.Path, default=COMMITTED)
+  text = "folder of the results to compare with (default: those committed)"
+  add = parser.add_argument
+  add("--results", type=pathlib.Path, default=COMMITTED, help=text)
   args = parser.parse_args(argv)
-  rows = compare(measured(), committed(args.results))
+  with kit.in_a_sentence():
+    before = committed(args.results)
+  rows = compare(measured(), before)
   print(kit.markdown(("ratio", "committed", "measured", ""), rows))
   return int(any(row[-1] == "worse" for row in rows))
 

@@ -97,8 +97,12 @@ def measure(steps: int, turns: int) -> dict[str, dict[str, float]]:
 def main(argv: Sequence[str]) -> None:
   parser = kit.parser(__doc__, "results/benchmarks")
   add = parser.add_argument
-  add("--steps", type=int, default=1000, help="of each of the 32 runs")
-  add("--turns", type=int, default=3, help="timed grids and sequences")
+  add(
+    "--steps", type=kit.at_least(1), default=1000, help="of each of the 32 runs"
+  )
+  add(
+    "--turns", type=kit.at_least(1), default=3, help="timed grids and sequences"
+  )
   args = parser.parse_args(argv)
   rows = measure(args.steps, args.turns)
   columns = ("way", "seconds", "settings a second", "times sequence")

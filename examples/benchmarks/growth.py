@@ -87,7 +87,9 @@ def main(argv: Sequence[str]) -> None:
     help="on one device; 1e9 takes 20 GB",
   )
   add("--shared", type=float, default=1e7, help="over 2, 4 and 8 devices")
-  add("--turns", type=int, default=10, help="timed steps, of each way")
+  add(
+    "--turns", type=kit.at_least(1), default=10, help="timed steps, of each way"
+  )
   args = parser.parse_args(argv)
   cases = [(int(size), 1) for size in args.sizes]
   cases += [(int(args.shared), devices) for devices in (2, 4, 8)]

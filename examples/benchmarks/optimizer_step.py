@@ -276,8 +276,18 @@ def main(argv: Sequence[str]) -> None:
   add = parser.add_argument
   add("--tree", choices=TREES, nargs="+", default=["resnet18"])
   add("--method", nargs="+", default=[], help="names of rows (default: all)")
-  add("--turns", type=int, default=10, help="timed programs of each round")
-  add("--repeat", type=int, default=1, help="steps a program (default: 1)")
+  add(
+    "--turns",
+    type=kit.at_least(1),
+    default=10,
+    help="timed programs of each round",
+  )
+  add(
+    "--repeat",
+    type=kit.at_least(1),
+    default=1,
+    help="steps a program (default: 1)",
+  )
   args = parser.parse_args(argv)
   known = {*methods(), *_torch_rows({})} if args.method else set()
   if unknown := set(args.method) - known:

@@ -189,14 +189,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   parser = kit.parser(__doc__, "results/benchmarks")
   add = parser.add_argument
   add("--model", choices=(*MODELS, "transformer"), default="resnet20")
-  add("--resolution", type=int, default=32, help="of images, pixels")
-  add("--classes", type=int, default=10, help="of images")
+  add(
+    "--resolution", type=kit.at_least(1), default=32, help="of images, pixels"
+  )
+  add("--classes", type=kit.at_least(1), default=10, help="of images")
   add("--stem", choices=("cifar", "imagenet"), default="cifar")
   add("--dtype", choices=("float32", "bfloat16"), default="float32")
-  add("--batch-size", type=int, default=128)
-  add("--turns", type=int, default=20, help="timed programs, of each way")
-  add("--repeat", type=int, default=1, help="steps a program (default: 1)")
-  add("--compilations", type=int, default=5, help="timed, of each way, or 0")
+  add("--batch-size", type=kit.at_least(1), default=128)
+  add(
+    "--turns",
+    type=kit.at_least(1),
+    default=20,
+    help="timed programs, of each way",
+  )
+  add(
+    "--repeat",
+    type=kit.at_least(1),
+    default=1,
+    help="steps a program (default: 1)",
+  )
+  add(
+    "--compilations",
+    type=kit.at_least(0),
+    default=5,
+    help="timed, of each way, or 0",
+  )
   return parser.parse_args(argv)
 
 

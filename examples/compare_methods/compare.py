@@ -87,6 +87,12 @@ def load_data(folder: pathlib.Path | None) -> Data:
   return Data(*(tuple(map(jnp.asarray, part)) for part in parts))
 
 
+def digest_of(data: Data) -> str:
+  """Returns what tells data sets apart, of the training images."""
+  whole = hashlib.sha256(np.asarray(data.train[0]).tobytes())
+  return whole.hexdigest()[:16]
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
   parser = kit.parser(__doc__, "results/compare_methods")
   add = parser.add_argument
@@ -137,6 +143,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
       "--epochs must be at least 1 and at least 0, got"
       f" {args.epochs[0]} and {args.epochs[1]}"
     )
+  if args.epochs[0] == args.epochs[1]:
+    parser.error(f"--epochs must differ, got {args.epochs[0]} twice")
   args.out /= args.network
   args.argv = argv
   args.seeds = SEEDS[:1] if args.fast else SEEDS
@@ -246,7 +254,7 @@ def compare(
   args, network, data, epochs, stage, rates=None
 ) -> Iterator[tuple[str, Found]]:
   """Yields every method and what is found of it, the dense one first."""
-  digest = hashlib.sha256(np.asarray(data.train[0]).tobytes()).hexdigest()
+  digest = digest_of(data)
   made = kit.provenance(MODULE, args.argv)
   dense, pilots = [], {}
 
@@ -270,7 +278,7 @@ def compare(
     recipe = args.recipes[name]
     settings = {
       **{"method": name, "network": args.network, "epochs": epochs},
-      **{"data": digest[:16], "batch_size": BATCH_SIZE, "clip": CLIP},
+      **{"data": digest, "batch_size": BATCH_SIZE, "clip": CLIP},
       **{"compressions": list(COMPRESSIONS), "seeds": list(args.seeds)},
       "rates": list(recipe.rates),
       "strengths": [recipe.ladder(rung) for rung in args.rungs],
@@ -302,10 +310,11 @@ def report(args, stages: dict[int, dict[str, Found]]) -> str:
 
 def main(argv: Sequence[str]) -> None:
   args = parse(argv)
-  data = load_data(args.data)
+  with kit.in_a_sentence():
+    data = load_data(args.data)
   network = NETWORKS[args.network](int(data.train[1].max()) + 1)
   short, long = args.epochs
-  stages: dict[int, dict[str, list[Trial]]] = {short: {}}
+  stages: dict[int, dict[str, Found]] = {short: {}}
   for name, found in compare(args, network, data, short, "short"):
     stages[short][name] = found
     table = report(args, stages)

@@ -208,7 +208,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     help="what to shrink (default: lenet300, and convnet or MNIST's lenet5)",
   )
   add("--weights", type=pathlib.Path, help="--out of a run that trained them")
-  add("--steps", type=int, default=2500, help="of training (default: 2500)")
+  text = "of training (default: %(default)s)"
+  add("--steps", type=kit.at_least(1), default=2500, help=text)
   add(
     "--sparsities",
     type=float,
@@ -216,16 +217,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     default=SPARSITIES,
     help="shares of kernels to prune (default: 0.9 0.95 0.98 0.99 0.997)",
   )
-  add("--threshold", type=float, help="prune weights up to it instead")
-  add("--turns", type=int, default=20, help="of timing (default: 20)")
+  text = "prune weights up to it instead"
+  add("--threshold", type=kit.at_least(0.0), help=text)
+  text = "of timing (default: %(default)s)"
+  add("--turns", type=kit.at_least(1), default=20, help=text)
   args = parser.parse_args(argv)
-  for name in ("steps", "turns"):
-    if getattr(args, name) < 1:
-      parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
   if not all(0 <= sparsity <= 1 for sparsity in args.sparsities):
     parser.error(f"--sparsities must be shares, got {args.sparsities}")
-  if args.threshold is not None and not args.threshold >= 0:
-    parser.error(f"--threshold must be at least 0, got {args.threshold}")
   if args.networks is None:
     args.networks = ["lenet300", "lenet5" if args.data else "convnet"]
   if "lenet5" in args.networks and not args.data:
@@ -290,5 +288,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  kit.leave_on_ctrl_c()
+  kit.leave_on_ctrl_c("there are weights of what was trained, and no table.")
   main(sys.argv[1:])

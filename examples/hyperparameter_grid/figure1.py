@@ -223,25 +223,34 @@ def parse(argv):
   parser = kit.parser(__doc__, "results/hyperparameter_grid")
   add = parser.add_argument
   add("task", choices=("linear", "lenet"))
-  add("--dimension", type=int, default=1000, help="linear (default: 1000)")
+  text = "of linear (default: 1000)"
+  add("--dimension", type=kit.at_least(1), default=1000, help=text)
   add("--data", type=pathlib.Path, help="folder of MNIST's IDX files")
-  add("--epochs", type=int, default=20, help="lenet (default: 20)")
-  add("--learning-rate", type=float, help="default: 0.02 linear, 0.1 lenet")
-  add("--weight-decay", type=float, help="default: 0.02 linear, 0.004 lenet")
-  return parser.parse_args(argv)
+  text = "of lenet (default: 20)"
+  add("--epochs", type=kit.at_least(1), default=20, help=text)
+  text = "default: 0.02 linear, 0.1 lenet"
+  add("--learning-rate", type=kit.at_least(0.0), help=text)
+  text = "default: 0.02 linear, 0.004 lenet"
+  add("--weight-decay", type=kit.at_least(0.0), help=text)
+  args = parser.parse_args(argv)
+  linear = args.task == "linear"
+  if args.learning_rate is None:
+    args.learning_rate = 0.02 if linear else 0.1
+  if args.weight_decay is None:
+    args.weight_decay = 0.02 if linear else 0.004
+  return args
 
 
 def main(argv):
   args = parse(argv)
-  linear = args.task == "linear"
-  rate = args.learning_rate or (0.02 if linear else 0.1)
-  decay = args.weight_decay or (0.02 if linear else 0.004)
-  if linear:
+  rate, decay = args.learning_rate, args.weight_decay
+  if args.task == "linear":
     task = f"linear, d = {args.dimension:,}"
     train = train_linear(rate, decay, args.dimension)
   else:
     task = f"LeNet-300-100 on {'MNIST' if args.data else 'digits'}"
-    data = load_mnist(args.data) if args.data else load_digits_split()
+    with kit.in_a_sentence():
+      data = load_mnist(args.data) if args.data else load_digits_split()
     train = train_lenet(rate, decay, data, args.epochs)
   begin = time.perf_counter()
   tables = train_grid(train)

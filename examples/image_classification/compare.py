@@ -63,8 +63,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   parser = kit.parser(__doc__, "results/resnet20_compared")
   add = parser.add_argument
   add("--data", help="folder of CIFAR-10, binary version")
-  add("--epochs", type=int, default=20, help="of each run (default: 20)")
-  add("--seeds", type=int, default=1, help="of each run (default: 1)")
+  text = "of each run (default: %(default)s)"
+  add("--epochs", type=kit.at_least(1), default=20, help=text)
+  add("--seeds", type=kit.at_least(1), default=1, help=text)
   add(
     "--only",
     action="append",
@@ -75,12 +76,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   add(
     "--fast",
     action="store_true",
-    help="minutes: ResNet-8 on scikit-learn's digits, one strength of each",
+    help="minutes: ResNet-8 on scikit-learn's digits, one strength of each but"
+    " the difference, which needs more steps",
   )
   args = parser.parse_args(argv)
-  for name in ("epochs", "seeds"):
-    if getattr(args, name) < 1:
-      parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+  if args.fast and "difference" in (args.only or ()):
+    parser.error("--fast has too few steps for the difference")
   if bool(args.data) == args.fast:
     parser.error("give --data, or --fast, which has digits")
   common = {"epochs": args.epochs, "warmup_epochs": args.epochs / 20}

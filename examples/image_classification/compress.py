@@ -52,32 +52,37 @@ def main(argv: Sequence[str]) -> None:
   table = commands.add_parser("table", help="one point of each run")
   table.add_argument(
     "--tolerance",
-    type=float,
+    type=kit.at_least(0.0),
     default=0.001,
-    help="accuracy on validation images that pruning may cost",
+    help="accuracy on validation images that pruning may cost (default:"
+    " %(default)s)",
   )
   table.set_defaults(command=write_table)
   for command in (curve, table):
     command.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN")
     command.add_argument(
       "--recalibrate",
-      type=int,
+      type=kit.at_least(0),
       default=0,
       metavar="N",
       help="take batch statistics anew from N train batches after pruning",
     )
   layers = commands.add_parser("layers", help="sparsity of each layer")
   layers.add_argument("runs", nargs=1, type=pathlib.Path, metavar="RUN")
-  layers.add_argument("--threshold", type=float, default=1e-3)
+  layers.add_argument(
+    "--threshold",
+    type=kit.at_least(0.0),
+    default=1e-3,
+    help="size up to which a weight counts as zero (default: %(default)s)",
+  )
   layers.set_defaults(command=draw_layers)
   for command in (curve, table, layers):
     command.add_argument(
-      "--out", type=pathlib.Path, help="folder (default: that of the first run)"
+      "--out", type=kit.folder, help="folder (default: that of the first run)"
     )
   args = parser.parse_args(argv)
   out = args.out or args.runs[0]
   try:
-    out.mkdir(parents=True, exist_ok=True)
     args.command(args, out)
   except (ValueError, OSError) as error:
     sys.exit(f"compress.py: {error}")

@@ -43,13 +43,13 @@ class Config:
     " may change",
     ("power", "difference"),
   )
-  k: float = setting(9, "ReWA's power")
+  k: float = setting(9, "ReWA's power", least=1)
   m: float = setting(2, "ReWA's m")
   eps: float = setting(0.0, "ReWA's eps")
   weight_decay: float = setting(
     1e-3,
-    "of latents, outside the momentum; with --sparsity of those that stay, 0"
-    " for the library's own; for dense, l1 and gmp, of kernels",
+    "of latents, outside the momentum, and with --sparsity of the latents that"
+    " stay, where 0 takes the library's own; of kernels for dense, l1 and gmp",
   )
   sparsity: float = setting(
     0.0,
@@ -62,8 +62,8 @@ class Config:
     "cosine", "how the learning rate falls to 0", ("cosine", "linear")
   )
   warmup_epochs: float = setting(0.0, "epochs of linear warm-up")
-  epochs: int = setting(60, "passes over the train images")
-  batch_size: int = setting(128, "of all devices together")
+  epochs: int = setting(60, "passes over the train images", least=1)
+  batch_size: int = setting(128, "of all devices together", least=1)
   momentum: float = setting(0.9, "of SGD")
   clip: float = setting(1.0, "largest global norm of gradients; 0 for any")
   label_smoothing: float = setting(0.0, "0 to 1")
@@ -109,8 +109,10 @@ class Config:
   skip_broken: bool = setting(
     False, "replace images that cannot be decoded, and count them"
   )
-  checkpoint_epochs: int = setting(1, "epochs from checkpoint to checkpoint")
-  keep: int = setting(2, "checkpoints that are kept, the newest")
+  checkpoint_epochs: int = setting(
+    1, "epochs from checkpoint to checkpoint", least=1
+  )
+  keep: int = setting(2, "checkpoints that are kept, the newest", least=1)
 
 
 _PAPER = {
@@ -210,6 +212,7 @@ _NEEDS = {
   **dict.fromkeys(("way", "latents"), _REWA),
   **dict.fromkeys(("k", "m", "eps"), _POWER),
   "l1": {"method": ("l1",)},
+  "momentum": {"method": ("dense", "l1", "gmp", "rewa")},
 }
 
 
@@ -220,6 +223,8 @@ def check(config: Config) -> None:
     raise ValueError(f"sparsity must be 0 to less than 1, got {sparsity}.")
   if method == "gmp" and not sparsity:
     raise ValueError("method gmp needs a sparsity above 0, got 0.")
+  if config.prune and not config.start:
+    raise ValueError("prune goes with --start, whose weights it prunes.")
   if not sparsity:
     return
   if method in ("dense", "l1"):

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ValueError, OSError, FloatingPointError) as error:
     sys.exit(f"train.py: {error}")
   except KeyboardInterrupt:
-    return 130  # Before the first step there is nothing to save.
+    print("\nInterrupted; nothing is written yet.", file=sys.stderr)
+    return 130
 
 
 def advice(config: Config, budget: float) -> str:

@@ -70,7 +70,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   )
   settings.add_arguments(parser, Config, PRESETS, "tiny", without=PLANNED)
   args = parser.parse_args(argv)
-  args.base = from_arguments(args)
+  try:
+    args.base = from_arguments(args)
+  except ValueError as error:
+    parser.error(str(error))
   first = {name: values[1:2] for name, values in RATES.items()}
   one = {name: values[:1] for name, values in STRENGTHS.items()}
   plan = (SPARSITIES, OF_UNITS, RATES, STRENGTHS)

@@ -22,17 +22,17 @@ class Config:
   tokenizer: int = setting(
     0, "size of a byte-pair vocabulary trained on the text; 0 for bytes"
   )
-  layers: int = setting(5, "blocks of the transformer")
-  width: int = setting(128, "of activations")
-  heads: int = setting(4, "of each attention")
-  hidden: int = setting(352, "width within a feed-forward network")
+  layers: int = setting(5, "blocks of the transformer", least=1)
+  width: int = setting(128, "of activations", least=1)
+  heads: int = setting(4, "of each attention", least=1)
+  hidden: int = setting(352, "width within a feed-forward network", least=1)
   activation: str = setting(
     "swiglu", "of the feed-forward networks", ("swiglu", "gelu")
   )
   head: str = setting(
     "tied", "the embedding, or weights of its own", ("tied", "own")
   )
-  context: int = setting(128, "tokens that a sequence has")
+  context: int = setting(128, "tokens that a sequence has", least=1)
   dtype: str = setting(
     "float32",
     "of the computation; params stay float32",
@@ -67,29 +67,37 @@ class Config:
     " may change",
     ("power", "difference"),
   )
-  k: float = setting(5, "ReWA's power")
+  k: float = setting(5, "ReWA's power", least=1)
   m: float = setting(0, "ReWA's m")
   eps: float = setting(1e-3, "ReWA's eps")
   weight_decay: float = setting(
     0.1,
-    "of kernels, or latents; of rewa asked for a sparsity that of those that"
-    " stay, unless given the library's own",
+    "of kernels, or latents; with --method rewa --sparsity of the latents that"
+    " stay, and without this flag the library's own",
   )
   l1: float = setting(0.05, "strength of the penalty of method l1")
   learning_rate: float = setting(2e-3, "its peak")
   warmup: float = setting(0.05, "share of the steps of linear warm-up")
-  steps: int = setting(3000, "updates")
-  batch_size: int = setting(32, "sequences an update, of all devices together")
-  accumulate: int = setting(1, "parts that a batch is computed in")
+  steps: int = setting(3000, "updates", least=1)
+  batch_size: int = setting(
+    32, "sequences an update, of all devices together", least=1
+  )
+  accumulate: int = setting(1, "parts that a batch is computed in", least=1)
   clip: float = setting(1.0, "largest global norm of gradients; 0 for any")
   mesh: str = setting(
     "data", "params on every device, or spread over them", ("data", "fsdp")
   )
   start: str = setting("", "a run whose last weights this one starts from")
   seed: int = setting(0, "of initial weights and batches")
-  evaluate: int = setting(262_144, "tokens of each part that losses are of")
-  evaluate_steps: int = setting(500, "updates from validation to validation")
-  checkpoint_steps: int = setting(250, "updates from checkpoint to checkpoint")
+  evaluate: int = setting(
+    262_144, "tokens of each part that losses are of", least=1
+  )
+  evaluate_steps: int = setting(
+    500, "updates from validation to validation", least=1
+  )
+  checkpoint_steps: int = setting(
+    250, "updates from checkpoint to checkpoint", least=1
+  )
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -187,9 +195,14 @@ def check_start(config: Config, start: Config) -> None:
 
 
 def from_arguments(args: argparse.Namespace) -> Config:
-  """Returns the preset with what the command line says in place of its own."""
+  """Returns the preset with what the command line says in place of its own.
+
+  Raises:
+    ValueError: if settings do not go together.
+  """
   given = settings.given(args, Config)
   config = Config(**{**PRESETS[args.preset], **given})
+  check(config)
   by_rank = config.sparsity and config.method == "rewa"
   if by_rank and "weight_decay" not in given:
     k = config.k if config.latents == "power" else 2

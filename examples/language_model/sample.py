@@ -27,16 +27,20 @@ def main(argv: Sequence[str]) -> None:
   add = parser.add_argument
   add("run", type=pathlib.Path, help="folder of the run")
   add("--prompt", default="\n", help="text to go on from")
-  add("--tokens", type=int, default=300, help="how many (default: %(default)s)")
+  text = "how many (default: %(default)s)"
+  add("--tokens", type=kit.at_least(0), default=300, help=text)
   add(
     "--temperature",
-    type=float,
+    type=kit.at_least(0.0),
     default=0.8,
     help="below 1 likely tokens are likelier; 0 takes the likeliest (default:"
     " %(default)s)",
   )
-  add("--seed", type=int, default=0, help="default: %(default)s")
+  text = "default: %(default)s"
+  add("--seed", type=kit.at_least(0), default=0, help=text)
   args = parser.parse_args(argv)
+  if not args.prompt:
+    parser.error("--prompt must have a character to go on from")
   try:
     config = settings.read(args.run, Config)
     source = open_source(config, args.run)

@@ -53,9 +53,9 @@ PROGRAM = "examples.language_model.train"
 def main(argv: Sequence[str]) -> None:
   """Runs the program."""
   args = parse(argv)
-  config = from_arguments(args)
   run = args.out or pathlib.Path(f"results/language_{args.preset}")
   try:
+    config = from_arguments(args)
     settings.check_used(settings.given(args, Config), config, NEEDS)
     results = train(config, run, argv)
   except (ValueError, OSError, FloatingPointError) as error:

@@ -391,14 +391,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   add("--data", type=pathlib.Path, help="folder of IDX files (default: digits)")
   add(
     "--epochs",
-    type=int,
+    type=kit.at_least(1),
     help="passes over the training images; the fewer, the stronger the weight"
     f" decay (default: {MNIST.epochs}; over digits {DIGITS.epochs})",
   )
-  add("--seeds", type=int, default=3, help="runs of each format (default: 3)")
+  text = "runs of each format (default: %(default)s)"
+  add("--seeds", type=kit.at_least(1), default=3, help=text)
   add(
     "--threshold",
-    type=float,
+    type=kit.at_least(0.0),
     default=1e-3,
     help="size up to which weights are pruned (default: %(default)s)",
   )
@@ -406,11 +407,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   args.task = MNIST if args.data else DIGITS
   if args.epochs is None:
     args.epochs = args.task.epochs
-  for name in ("epochs", "seeds"):
-    if getattr(args, name) < 1:
-      parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-  if args.threshold < 0:
-    parser.error(f"--threshold must be at least 0, got {args.threshold}")
   return args
 
 

@@ -29,8 +29,9 @@ def test_the_table_has_means_over_seeds_and_what_the_cut_cost():
 @pytest.mark.parametrize(
   ("words", "message"),
   [
-    (["--epochs", "0"], "--epochs must be at least 1"),
-    (["--compressions", "0.5"], "--compressions must be >= 1"),
+    (["--epochs", "0"], "--epochs: must be at least 1"),
+    (["--compressions", "0.5"], "--compressions: must be at least 1"),
+    (["--method", "hadamard", "--k", "3"], "--k and --m are of --method rewa"),
   ],
 )
 def test_bad_options_are_named(words, message, capsys, tmp_path):
@@ -54,6 +55,17 @@ def test_every_target_is_met_to_the_weight(tmp_path, capsys):
   assert results["rows"][0]["test"] > 0.8
   assert (tmp_path / "lenet300" / "accuracy.png").exists()
   assert "| 10x | 90.00% | 26,620 |" in capsys.readouterr().out
+  # The same command trains nothing, and shows the seeds it names alone.
+  path = tmp_path / "lenet300" / "results.json"
+  other = [row | {"seed": 7, "test": 0.0} for row in results["rows"]]
+  path.write_text(json.dumps(results | {"rows": results["rows"] + other}))
+  ask.main(argv)
+  assert "| 10x | 90.00% | 26,620 |" in capsys.readouterr().out
+  assert "±" not in (tmp_path / "lenet300" / "table.md").read_text()
+  # Of another data set they are no results.
+  path.write_text(json.dumps(results | {"data": "another"}))
+  with pytest.raises(SystemExit, match="was made with data another, not"):
+    ask.main(argv)
 
 
 @pytest.mark.parametrize("name", ["lenet300", "lenet5", "fashion", "hadamard"])

@@ -146,10 +146,10 @@ def test_the_program_writes_tables_and_numbers(tmp_path, capsys):
 @pytest.mark.parametrize(
   ("argv", "message"),
   [
-    (["--steps", "0"], "--steps must be at least 1, got 0"),
+    (["--steps", "0"], "--steps: must be at least 1, got 0"),
     (["--sparsities", "99"], "--sparsities must be shares, got"),
     (["--networks", "lenet5"], "lenet5 takes images of MNIST's size"),
-    (["--threshold", "nan"], "--threshold must be at least 0, got nan"),
+    (["--threshold", "nan"], "--threshold: must be at least 0, got nan"),
   ],
 )
 def test_options_that_do_not_do_are_refused(argv, message, capsys):

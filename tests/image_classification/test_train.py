@@ -235,7 +235,6 @@ def test_a_run_ends_with_the_zeros_asked_for_and_says_what_the_cut_cost(
   [
     (["--method", "gmp"], "gmp needs a sparsity above 0, got 0"),
     (["--sparsity", "1"], "must be 0 to less than 1, got 1"),
-    (["--sparsity", "-0.5"], "must be 0 to less than 1, got -0.5"),
     (
       ["--method", "l1", "--sparsity", "0.9"],
       "goes with methods gmp, rewa and rewa-adamw, got 0.9 with l1",
@@ -257,6 +256,7 @@ def test_a_run_ends_with_the_zeros_asked_for_and_says_what_the_cut_cost(
       "--k goes with --latents power, got difference",
     ),
     (["--l1", "0.1"], "--l1 goes with --method l1, got rewa"),
+    (["--prune", "0.1"], "prune goes with --start"),
   ],
 )
 def test_what_does_not_go_together_is_said_before_a_run_begins(
@@ -265,6 +265,34 @@ def test_what_does_not_go_together_is_said_before_a_run_begins(
   with pytest.raises(SystemExit, match=said):
     train.main([*arguments, "--out", str(tmp_path)])
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("flag", "value", "least"),
+  [
+    ("--sparsity", "-0.5", 0),
+    ("--keep", "0", 1),
+    ("--checkpoint-epochs", "0", 1),
+    ("--clip", "nan", 0),
+    ("--seed", "-1", 0),
+  ],
+)
+def test_numbers_out_of_range_are_named(flag, value, least, capsys):
+  with pytest.raises(SystemExit, match="2"):
+    train.parse([flag, value])
+  said = f"argument {flag}: must be at least {least}, got {value}"
+  assert said in capsys.readouterr().err
+
+
+def test_help_has_the_defaults_of_the_default_preset(capsys):
+  with pytest.raises(SystemExit, match="0"):
+    train.parse(["--help"])
+  text = " ".join(capsys.readouterr().out.split())
+  config = from_arguments(train.parse([]))
+  for name in ("epochs", "warmup_epochs", "weight_decay"):
+    help_of = text.rpartition(f" --{name.replace('_', '-')} ")[2]
+    default = help_of.partition("(default: ")[2].partition(")")[0]
+    assert float(default) == getattr(config, name)
 
 
 def test_with_a_sparsity_the_decay_of_a_preset_does_not_count():

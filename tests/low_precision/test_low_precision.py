@@ -163,9 +163,9 @@ def test_mnist_is_read_from_idx_files(tmp_path):
 @pytest.mark.parametrize(
   ("argv", "message"),
   [
-    (["--epochs", "0"], "--epochs must be at least 1, got 0"),
-    (["--seeds", "-1"], "--seeds must be at least 1, got -1"),
-    (["--threshold", "-1"], "--threshold must be at least 0, got -1"),
+    (["--epochs", "0"], "--epochs: must be at least 1, got 0"),
+    (["--seeds", "-1"], "--seeds: must be at least 1, got -1"),
+    (["--threshold", "-1"], "--threshold: must be at least 0, got -1"),
   ],
 )
 def test_numbers_out_of_range_are_refused(argv, message, capsys):

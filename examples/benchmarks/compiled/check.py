@@ -45,11 +45,14 @@ def main(argv: Sequence[str]) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--results", type=pathlib.Path, default=COMMITTED)
+  text = "folder of the tables to compare with (default: those committed)"
+  add = parser.add_argument
+  add("--results", type=pathlib.Path, default=COMMITTED, help=text)
   table.add_choices(parser)
   args = parser.parse_args(argv)
-  text = (args.results / f"{args.target}.json").read_text()
-  committed = json.loads(text)["tables"]
+  with kit.in_a_sentence():
+    text = (args.results / f"{args.target}.json").read_text()
+    committed = json.loads(text)["tables"]
   rows = [
     (name, step, *found)
     for name, steps in table.compile_all(args.target, args.part).items()

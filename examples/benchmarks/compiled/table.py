@@ -189,5 +189,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  kit.leave_on_ctrl_c()
+  kit.leave_on_ctrl_c("--resume goes on after the last program.")
   main(sys.argv[1:])
