@@ -179,7 +179,7 @@ def decay_by_rank(
       raise ValueError(
         "The method's mask selects nothing, so there are no weights to rank."
       )
-    strong = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), bool), sizes)
+    strong = jax.tree.map(lambda x: jnp.zeros_like(x, bool), sizes)
     # Leaves that cannot be ranked are named here, before any training.
     jax.eval_shape(lambda sizes: rank(sizes, 0.0), sizes)
     # Arrays of their own, so that the state can be donated.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from rewa_jax._checks import check_floating
 from rewa_jax._trees import (
@@ -85,8 +86,8 @@ def selected(mask: Mask | None, params: Any) -> list[bool]:
     mask: a tree of bools with the structure of params or a prefix of it, a
       function of params that returns one, or None for every leaf. Leaves are
       found by their paths, so dicts may be frozen or states of NNX on one side.
-    params: the tree to select from; of linen's variables that are params alone,
-      what is in ``"params"``.
+    params: the tree to select from; of linen's variables what is in
+      ``"params"``.
 
   Raises:
     ValueError: if the mask's structure is neither.
@@ -144,7 +145,8 @@ def update_selected(
 
 def _chosen(mask: Any, params: Any, paths: list[Path]) -> list[bool]:
   if mask is None:
-    return [True] * len(paths)
+    inside = not _is_variables(params)
+    return [inside or path[0] == "params" for path in paths]
   if isinstance(mask, _Kernels):
     mask = kernels
   if callable(mask) and jax.tree_util.all_leaves([mask]):
@@ -155,10 +157,16 @@ def _chosen(mask: Any, params: Any, paths: list[Path]) -> list[bool]:
       " optax.inject_hyperparams a function is taken for a schedule: name mask"
       " in its static_args, or let a method carry the mask."
     )
+  outside = _is_variables(mask) and len(mask) > 1
   for path, mark in jax.tree_util.tree_leaves_with_path(mask):
     if not isinstance(mark, (bool, np.bool_)):
       raise TypeError(
         f"mask must have bools as leaves, got {mark!r} at {path_name(path)}."
+      )
+    if outside and mark and leaf_path(path)[0] != "params":
+      raise ValueError(
+        "mask must be False in collections other than params, got True at"
+        f" {path_name(path)}."
       )
   return list(map(bool, for_leaves("mask", mask, params)))
 
@@ -169,13 +177,19 @@ def for_leaves(name: str, tree: Any, params: Any) -> list[Any]:
   Args:
     name: of the tree, for an error message.
     tree: of the structure of params or a prefix of it. Leaves are found by
-      their paths.
+      their paths. Of linen's variables params alone count: other collections
+      get 0.
     params: the tree to cover.
 
   Raises:
     ValueError: if the tree's structure is neither.
   """
-  tree, params = _inside(tree), _inside(params)
+  tree = _inside(tree)
+  if _is_variables(params):
+    inside = iter(for_leaves(name, tree, params["params"]))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    is_inside = [leaf_path(path)[0] == "params" for path, _ in leaves]
+    return [next(inside) if there else 0 for there in is_inside]
   found = {
     leaf_path(path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -199,12 +213,22 @@ def for_leaves(name: str, tree: Any, params: Any) -> list[Any]:
 
 
 def _inside(tree: Any) -> Any:
-  """Returns the params that linen's variables hold, if they hold nothing else.
+  """Returns the params of linen's variables, or the tree if it is none.
 
   So masks are of the same tree whether an optimizer trains variables or params.
   """
-  is_variables = isinstance(tree, Mapping) and set(tree) == {"params"}
-  return tree["params"] if is_variables else tree
+  return tree["params"] if _is_variables(tree) else tree
+
+
+def _is_variables(tree: Any) -> bool:
+  """Whether a tree, or a mask of it, has params and at most collections."""
+  # A State has the names that a user gave attributes.
+  if not isinstance(tree, Mapping) or isinstance(tree, nnx.State):
+    return False
+  # A mask may have a bool for all params.
+  return "params" in tree and (
+    len(tree) == 1 or isinstance(tree["params"], (Mapping, bool))
+  )
 
 
 def _prefixes(path: Path) -> Iterator[Path]:

@@ -126,7 +126,8 @@ class Method:
       float32: in bfloat16 the weight decay is lost to rounding.
 
     Raises:
-      ValueError: if the mask does not fit params or selects nothing by name.
+      ValueError: if the mask does not fit params or selects nothing by name, or
+        a selected leaf is known to hold latents already.
       TypeError: if a selected leaf is not floating point.
     """
     return self.map_weights(self.latents_of, params)
@@ -207,6 +208,7 @@ class Method:
 
   def latents_of(self, path: str, weight: Any) -> Any:
     """Returns the node of latents for one leaf of weights."""
+    refuse_latents(path, weight)
     values = self.split(path, jnp.asarray(unbox(weight)))
     boxed = [_say_maker(box_like(weight, value), self) for value in values]
     return boxed[0] if len(boxed) == 1 else parts_of(boxed)
@@ -308,6 +310,15 @@ def holds_latents(path: Path, node: Any) -> bool:
   if isinstance(node, nnx.Variable) and "method" in node.get_metadata():
     return node.get_metadata("method") is not None
   return is_parts(node) or NNX_LATENTS in path
+
+
+def refuse_latents(name: str, box: Any) -> None:
+  """Raises where an NNX model's latents would be taken for weights."""
+  if isinstance(box, nnx.Variable) and box.get_metadata().get("method"):
+    raise ValueError(
+      f"{name} holds latents of {box.get_metadata('method')} already. Take the"
+      " weights of the model, weights(), or a mask that leaves it out."
+    )
 
 
 def refuse_weights(name: str, box: Any) -> None:

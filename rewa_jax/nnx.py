@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 from jax import lax
 
-from rewa_jax._method import Method, refuse_weights
+from rewa_jax._method import Method, refuse_latents, refuse_weights
 from rewa_jax._trees import NNX_LATENTS, is_box, is_parts, leaf_names, unbox
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -199,7 +199,8 @@ def reparameterize(
 
   Raises:
     ValueError: if the mask or latents do not fit the Params, the mask selects
-      nothing by name, or there are no Params yet.
+      nothing by name or latents of a module wrapped before, or there are no
+      Params yet.
     TypeError: if a selected Param is not floating point.
 
   Examples:
@@ -236,6 +237,8 @@ def reparameterize(
       f" {leaf_names(state)}. They have {leaf_names(latents)}."
     )
   chosen = {path for path, is_chosen in _nodes(selected).items() if is_chosen}
+  for path in chosen:
+    refuse_latents(_name(path), params[path])
   maker = dataclasses.replace(method, mask=None)
   boxed = {
     path: jax.tree.map(

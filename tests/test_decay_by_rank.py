@@ -519,6 +519,21 @@ def test_weights_spread_over_devices_are_ranked_as_on_one(axis_type):
   assert not spread_state.strong["kernel"].sharding.is_fully_replicated
 
 
+def test_a_state_lies_as_its_latents_do_on_an_explicit_mesh():
+  mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+  latents = {"kernel": jax.random.normal(KEY, (8, 16))}
+  solver = rewa_jax.sgd(0.1, REWA, sparsity=0.5, steps=100)
+  with jax.set_mesh(mesh):
+    spread = jax.device_put(latents, NamedSharding(mesh, P("x", "y")))
+    state = solver.init(spread)
+    updates, state = jax.jit(solver.update)(spread, state, spread)
+  assert optax.tree.get(state, "strong")["kernel"].sharding == (
+    spread["kernel"].sharding
+  )
+  alone, _ = solver.update(latents, solver.init(latents), latents)
+  np.testing.assert_allclose(updates["kernel"], alone["kernel"], rtol=1e-6)
+
+
 def test_updates_keep_the_dtype_of_params():
   latents = {"kernel": jnp.ones((4, 4), jnp.bfloat16)}
   solver = rewa_jax.sgd(RATE, REWA, sparsity=0.5, steps=STEPS)

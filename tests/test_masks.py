@@ -214,6 +214,52 @@ STATE = nnx.state(Linears(), nnx.Param)
 NESTED = nnx.to_pure_dict(STATE)
 
 
+WITH_STATISTICS = {
+  "params": NESTED,
+  "batch_stats": {"norm": {"mean": jnp.full(2, 0.5), "kernel": jnp.ones(3)}},
+}
+
+
+@pytest.mark.parametrize("like", [lambda tree: tree, freeze])
+@pytest.mark.parametrize(
+  ("mask", "names"),
+  [
+    (None, {"a/kernel", "a/bias", "b/0/kernel", "b/0/bias"}),
+    (rewa_jax.kernels, {"a/kernel", "b/0/kernel"}),
+    (lambda params: {"a": "kernel" in params["a"], "b": False}, None),
+    ({"a": True, "b": False}, None),
+    ({"params": {"a": True, "b": False}}, None),
+    ({"params": {"a": True, "b": False}, "batch_stats": False}, None),
+  ],
+)
+def test_masks_are_of_the_params_of_variables(like, mask, names):
+  variables = like(WITH_STATISTICS)
+  rewa = rewa_jax.Rewa(k=3, mask=mask)
+  latents = rewa.to_latents(variables)
+  chosen = names or {"a/kernel", "a/bias"}
+  chosen = {f"params/{name}" for name in chosen}
+  assert selected(latents, rewa.decaying(latents)) == chosen
+  assert set(rewa_jax.sparsity(variables, mask=mask).size) == chosen
+  for tree in (
+    rewa.to_weights(latents),
+    rewa_jax.prune(variables, sparsity=0, mask=mask)[0],
+  ):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), tree, variables
+    )
+  solver = rewa_jax.sgd(0.1, rewa, sparsity=0.5, steps=100)
+  updates, _ = solver.update(latents, solver.init(latents), latents)
+  np.testing.assert_allclose(
+    updates["batch_stats"]["norm"]["kernel"], -0.1, rtol=1e-6
+  )
+
+
+def test_a_mask_of_statistics_is_refused():
+  rewa = rewa_jax.Rewa(k=3, mask={"params": True, "batch_stats": True})
+  with pytest.raises(ValueError, match="other than params, got True at batch"):
+    rewa.to_latents(WITH_STATISTICS)
+
+
 @pytest.mark.parametrize("params", [NESTED, freeze(NESTED), STATE])
 @pytest.mark.parametrize("like", [lambda mask: mask, freeze, nnx.State])
 @pytest.mark.parametrize(

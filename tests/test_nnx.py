@@ -485,6 +485,14 @@ def test_two_methods_on_one_model():
     assert_close(model.encode(INPUTS), bare.encode(INPUTS))
 
 
+def test_latents_are_not_taken_for_weights():
+  _, model = setup()
+  with pytest.raises(ValueError, match=r"kernel holds latents of .* already"):
+    rewa_jax.nnx.reparameterize(model, REWA)
+  with pytest.raises(ValueError, match=r"kernel holds latents of .* already"):
+    REWA.to_latents(nnx.state(model, nnx.Param))
+
+
 def test_split_and_merge():
   _, model = setup()
   train(model, 2)

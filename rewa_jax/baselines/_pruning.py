@@ -106,7 +106,7 @@ def gradual_pruning(
   def init_fn(params):
     masks = jax.tree.map(
       lambda selected, x: (
-        jnp.ones(jnp.shape(x), bool) if selected else optax.MaskedNode()
+        jnp.ones_like(x, bool) if selected else optax.MaskedNode()
       ),
       select(mask, params),
       params,

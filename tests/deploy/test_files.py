@@ -379,6 +379,7 @@ def test_more_than_the_limit_is_not_read(tmp_path):
   ("weights", "error", "message"),
   [
     ({"w": np.array([np.nan])}, ValueError, "w holds NaN"),
+    ({"w": jax.random.key(0)}, TypeError, "w is a random key, no weights"),
     ({"w": nn.relu}, TypeError, "w must be an array, got"),
     ({"w": jnp.zeros(3, "float8_e4m3fn")}, TypeError, "w is of type float8"),
     (
