@@ -30,6 +30,7 @@ def load_bytes(folder: pathlib.Path) -> tuple[np.ndarray, ...]:
   Raises:
     ValueError: if a file is no IDX file of bytes or is cut off, images and
       labels are not as many, or all train labels are the same.
+    OSError: if a file is missing.
   """
   parts = []
   for part in ("train", "t10k"):

@@ -25,8 +25,9 @@ def prune(
   """Sets the smallest weights to zero.
 
   Weights may be sharded, but not in ``jax.shard_map``, where each device sees
-  its part alone; what is returned is sharded as they are. Nothing is sorted,
-  and nothing of their size but the result is kept.
+  its part alone, nor for n:m along the inputs on an explicit mesh; what is
+  returned is sharded as they are. Nothing is sorted, and nothing of their size
+  but the result is kept.
 
   Args:
     params: a tree of weights, or of latents of the given method.
