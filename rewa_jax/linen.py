@@ -32,8 +32,11 @@ class Reparameterized(nn.Module):
   reached through ``.module`` computes with bare latents. Inside a ``compact``
   method the variables are named after the wrapped module, as they would be
   without the wrapper; if its layers were made there, the mask sees them under
-  their names. Nothing tells a module that is wrapped already: around one, use a
-  mask that leaves it out, and within, a method of one array for one.
+  their names.
+
+  A module in it that is wrapped already cannot be told from a bare one: give
+  this wrapper a mask that leaves its params out, and that one a method that
+  stores one array for one.
 
   Nothing in the variables of a method that stores one array for one tells them
   from weights: deploy what :meth:`to_weights` returns, never the variables.
