@@ -162,7 +162,7 @@ def reparameterize(
       nodes[i] = jax.tree.map(
         lambda y, u: (y + u).astype(y.dtype), nodes[i], steps[i]
       )
-      step = _difference(method.join(*jax.tree.leaves(nodes[i])), x)
+      step = _difference(method.exact_join(*jax.tree.leaves(nodes[i])), x)
       steps[i] = box_like(boxes[i], step)
       weights[i] = box_like(weights[i], (x + step).astype(led_to.dtype))
     new_state: Any = ReparameterizeState(
@@ -276,7 +276,10 @@ def _adopt(method, leaves, nodes):
     changed, x = x != led_to, x.astype(wide_dtype(x))
     if any(jnp.shape(y) != x.shape for y in values):
       # Weights share latents: the others go along, with all their digits.
-      x, changed = jnp.where(changed, x, method.join(*values)), changed.any()
+      x, changed = (
+        jnp.where(changed, x, method.exact_join(*values)),
+        changed.any(),
+      )
     new = method.split(path, x)
     return treedef.unflatten(
       jnp.where(changed, a, y).astype(y.dtype) for a, y in zip(new, values)

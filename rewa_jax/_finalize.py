@@ -91,9 +91,11 @@ def _report(before, after, mask):
     if c
   ]
   cut = [jnp.where(kept, 0, size) for size, kept in pairs]
-  largest = [jnp.max(x, initial=0) for x in cut]
+  # As floats: leaves may be of several dtypes.
+  largest = [jnp.max(x, initial=0).astype(float) for x in cut]
   smallest = [
-    jnp.min(size, initial=jnp.inf, where=kept) for size, kept in pairs
+    jnp.min(size, initial=jnp.inf, where=kept).astype(float)
+    for size, kept in pairs
   ]
   return Cut(
     count_nonzero(after, 0.0, mask),

@@ -157,13 +157,13 @@ def _chosen(mask: Any, params: Any, paths: list[Path]) -> list[bool]:
       " optax.inject_hyperparams a function is taken for a schedule: name mask"
       " in its static_args, or let a method carry the mask."
     )
-  outside = _is_variables(mask) and len(mask) > 1
+  in_variables = _is_variables(mask)
   for path, mark in jax.tree_util.tree_leaves_with_path(mask):
     if not isinstance(mark, (bool, np.bool_)):
       raise TypeError(
         f"mask must have bools as leaves, got {mark!r} at {path_name(path)}."
       )
-    if outside and mark and leaf_path(path)[0] != "params":
+    if in_variables and mark and leaf_path(path)[0] != "params":
       raise ValueError(
         "mask must be False in collections other than params, got True at"
         f" {path_name(path)}."

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rewa_jax._checks import Scalar, check_hyperparameters
+from rewa_jax._power import as_wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +87,15 @@ class Penalty:
     Args:
       x: weights, any shape.
     """
-    x, eps = jnp.asarray(x), jnp.asarray(self.eps)
+    x, eps = as_wide(x), jnp.asarray(self.eps)
     # Zeros apart: powers and logarithms have no derivative there.
     size = jnp.where(x == 0, 1, jnp.abs(x))
     is_log = jnp.asarray(self.m) == 2
     q = jnp.where(is_log, 1, self.q)
     first = self.k / (self.k + 1 - self.m) * size**self.p
-    # Not after the product: 0 times an infinite term is no 0.
-    second = jnp.where(
-      eps == 0, 0, jnp.where(is_log, jnp.log(size), size**q / q)
-    )
+    second = jnp.where(is_log, jnp.log(size), size**q / q)
+    # 0 times an infinite term is no 0.
+    second = jnp.where((eps == 0) & ~jnp.isfinite(second), 0, second)
     at_zero = jnp.where((eps > 0) & (jnp.asarray(self.q) <= 0), -jnp.inf, 0.0)
     return jnp.sum(jnp.where(x == 0, at_zero, first + eps * second))
 

@@ -87,7 +87,8 @@ def with_gradient_of(x: jax.Array, y: jax.Array) -> jax.Array:
 @with_gradient_of.defjvp
 def _with_gradient_of_jvp(primals, tangents):
   x_dot, y_dot = tangents
-  return primals[0], x_dot + y_dot.astype(x_dot.dtype)
+  # Not x itself, which second derivatives would take for a constant.
+  return with_gradient_of(*primals), x_dot + y_dot.astype(x_dot.dtype)
 
 
 def root(x: jax.typing.ArrayLike, k: "Scalar") -> jax.Array:
@@ -147,6 +148,13 @@ def magnitude(y: jax.Array, exponent: jax.typing.ArrayLike) -> jax.Array:
 def wide_dtype(y: jax.Array) -> jnp.dtype:
   """Returns the dtype that powers are computed in: float32, or y's if wider."""
   return jnp.dtype("float32") if jnp.finfo(y.dtype).bits < 32 else y.dtype
+
+
+def as_wide(x: jax.typing.ArrayLike) -> jax.Array:
+  """Returns real numbers in the dtype that sums of them are computed in."""
+  x = jnp.asarray(x)
+  is_floating = jnp.issubdtype(x.dtype, jnp.floating)
+  return x.astype(wide_dtype(x) if is_floating else float)
 
 
 def as_python(k: "Scalar") -> jax.typing.ArrayLike:

@@ -103,7 +103,8 @@ def _largest(arrays, number):
   >= 0 the larger has the larger bits), then the place. The cut is found from
   the highest bits on: the highest that at least so many entries are not below.
   """
-  dtype = jnp.result_type(*arrays)
+  with jax.numpy_dtype_promotion("standard"):
+    dtype = jnp.result_type(*arrays)
   bits = jnp.finfo(dtype).bits
   sizes = [bits - 1] if bits <= 32 else [31, 32]
   dims = itertools.zip_longest(*(x.shape for x in arrays), fillvalue=0)

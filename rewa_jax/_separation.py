@@ -96,11 +96,14 @@ def separation(
 
 @jax.jit
 def _separation(leaves):
-  dtype = jnp.result_type(jnp.float32, *leaves)
+  with jax.numpy_dtype_promotion("standard"):
+    dtype = jnp.result_type(jnp.float32, *leaves)
   tiny = jnp.finfo(dtype).tiny
 
   def up_to(threshold):
-    return as_float(count([jnp.abs(x) <= threshold for x in leaves]))
+    return as_float(
+      count([jnp.abs(x).astype(dtype) <= threshold for x in leaves])
+    )
 
   top = jnp.asarray(tiny, dtype)
   for x in leaves:

@@ -65,7 +65,7 @@ class Sparsity:
   def compression(self) -> jax.Array:
     """Total over nonzero; infinite where every weight is zero, 1 of nothing."""
     nonzero = jnp.asarray(self.total_nonzero, jnp.float32)
-    return float(self.total_size) / nonzero if self.size else jnp.ones(())
+    return float(self.total_size) / nonzero if self.total_size else jnp.ones(())
 
   def scalars(self, prefix: str = "") -> dict[str, jax.Array | np.ndarray]:
     """Returns what to log, by names as TensorBoard groups them.

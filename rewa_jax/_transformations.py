@@ -467,7 +467,8 @@ def _chain(
       )
     low: Any = weight_decay
     if low is None:
-      left = 1 - jnp.maximum(jnp.asarray(sparsity), least)
+      # In Python's precision, where a number below 1 stays below it.
+      left = jnp.minimum(jnp.asarray(1 - sparsity), 1 - least)
       low = mild / (method.degree * jnp.sqrt(left))
     decay = decay_by_rank(method, sparsity, learning_rate, steps, low=low)
   elif sparsity is not None or steps is not None:

@@ -168,6 +168,28 @@ def test_latents_are_float32_and_updates_keep_the_dtype(dtype):
   )
 
 
+@pytest.mark.parametrize(
+  "method",
+  [REWA, rewa_jax.Rewa(5, eps=1e-2), baselines.spred()],
+  ids=str,
+)
+def test_a_training_has_a_derivative_by_its_learning_rate(method, x64):
+  def end(rate):
+    solver = rewa_jax.reparameterize(optax.sgd(rate), method)
+    params = {"kernel": jnp.array([[0.2, -0.3], [0.4, 0.1]])}
+    state = solver.init(params)
+    for _ in range(3):
+      grads = jax.tree.map(lambda x: 2 * (x - 0.5), params)
+      updates, state = solver.update(grads, state, params)
+      params = optax.apply_updates(params, updates)
+    return jnp.sum(jnp.square(params["kernel"] - 0.5))
+
+  end = jax.jit(end)
+  ahead, behind = end(0.05 + 1e-6), end(0.05 - 1e-6)
+  found, expected = jax.grad(end)(0.05), (ahead - behind) / 2e-6
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_latents_are_float64_where_params_are(x64):
   assert drop_in().init({"w": jnp.ones(2)}).latents["w"].dtype == jnp.float64
 

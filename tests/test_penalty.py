@@ -5,6 +5,7 @@ import optax
 import pytest
 
 import rewa_jax
+from rewa_jax import baselines
 
 SETTINGS = [
   (9, 2, 0),
@@ -84,6 +85,33 @@ def test_at_zero_the_value_has_the_gradient_it_says(k, m, eps):
     gradient = jax.grad(penalty.value)(x)
     assert not jnp.isnan(penalty.value(x))
   np.testing.assert_allclose(gradient, penalty.gradient(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(
+  "penalty",
+  [
+    rewa_jax.Penalty(9, 2).value,
+    rewa_jax.Rewa(9, 2, 1e-3).implicit_penalty,
+    baselines.spred().implicit_penalty,
+    baselines.HadamardDifference(3).implicit_penalty,
+    baselines.PowerPropagation(2).implicit_penalty,
+  ],
+)
+def test_half_precision_is_summed_in_float32(penalty, dtype):
+  x = jnp.ones(100_000, dtype)
+  found = penalty(x)
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, 100_000 * penalty(x[:1]), rtol=1e-5)
+
+
+def test_the_derivative_by_eps_is_there_at_none():
+  def value(eps):
+    return rewa_jax.Penalty(9, 0.0, eps).value(jnp.array([0.5, 0.0]))
+
+  np.testing.assert_allclose(
+    jax.grad(value)(0.0), 9 / 2 * 0.5 ** (2 / 9), rtol=1e-5
+  )
 
 
 def test_hyperparameters_may_be_traced():

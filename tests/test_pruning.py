@@ -25,8 +25,13 @@ def test_pruning_obeys_numpys_strictest_promotion():
       rewa_jax.prune(params, sparsity=0.5, scope="2:4")[0]["w"],
     ]
     rewa_jax.separation(params)
+    mixed = {"w": params["w"], "half": {"w": jnp.ones((2, 2), jnp.bfloat16)}}
+    weights, cut = rewa_jax.finalize(mixed, 0.5)
+    rewa_jax.separation(mixed)
   for half in halves:
     np.testing.assert_array_equal(half, [[0, 0], [0, 0], [4, 5], [6, 7]])
+  assert (cut.largest_cut, cut.smallest_kept) == (1, 2)
+  assert not weights["half"]["w"].any()
 
 
 def test_prune_at_a_threshold():

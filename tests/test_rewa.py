@@ -40,6 +40,17 @@ def test_the_gradient_of_weights_passes_through(k):
   assert jnp.array_equal(jax.jvp(to_weights, (y,), (cotangent,))[1], cotangent)
 
 
+@pytest.mark.parametrize("k", POWERS)
+def test_second_derivatives_are_those_of_weights(k):
+  def loss(weights):
+    return jnp.sum(jnp.cos(weights) * jnp.roll(weights, 1))
+
+  to_weights, y = of_all(k).to_weights, jnp.float32(WEIGHTS)
+  found = jax.hessian(lambda y: loss(to_weights(y)))(y)
+  expected = jax.hessian(loss)(to_weights(y))
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("k", [2.5, 9])
 def test_the_gradient_of_latents_is_the_chain_rule(k, x64):
   to_weights = of_all(k, "latent").to_weights

@@ -83,6 +83,7 @@ def test_counts_under_jit_and_vmap():
 def test_edges():
   empty = rewa_jax.sparsity({})
   assert (float(empty.sparsity), float(empty.compression)) == (0, 1)
+  assert rewa_jax.sparsity({"w": jnp.zeros((0, 3))}).compression == 1
   assert "all" in str(empty)
   assert "0x" not in str(rewa_jax.sparsity({"w": jnp.zeros(3)}))
   assert int(rewa_jax.sparsity({"w": jnp.array(jnp.nan)}).total_nonzero) == 1

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from rewa_jax._checks import check_number
 from rewa_jax._masks import Mask, kernels
 from rewa_jax._method import NOT_THE_MAP, STATIC, Method
-from rewa_jax._power import wide_dtype
+from rewa_jax._power import as_wide, wide_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class FactorProduct(Method):
 
   def implicit_penalty(self, x, path="kernel"):
     del path
-    size = jnp.abs(jnp.asarray(x))
+    size = jnp.abs(as_wide(x))
     return jnp.sum(size ** (2 / self.depth)) * self.depth / 2
 
 
@@ -210,7 +210,7 @@ class HadamardDifference(Method):
 
   def implicit_penalty(self, x, path="kernel"):
     del path
-    return jnp.sum(jnp.abs(jnp.asarray(x)) ** (2 / self.k)) / 2
+    return jnp.sum(jnp.abs(as_wide(x)) ** (2 / self.k)) / 2
 
 
 def check_depth(depth: int, name: str = "depth") -> None:

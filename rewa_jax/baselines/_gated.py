@@ -58,7 +58,8 @@ class Gated(Method):
   References:
     Kolb et al., `Smoothing the Edges: Smooth Optimization for Sparse
     Regularization using Hadamard Overparametrization
-    <https://arxiv.org/abs/2307.03571>`_, 2023
+    <https://arxiv.org/abs/2307.03571>`_, 2023; Kolb et al., `Differentiable
+    Sparsity via D-Gating <https://arxiv.org/abs/2509.23898>`_, 2025
   """
 
   groups: Groups = dataclasses.field(metadata=STATIC)

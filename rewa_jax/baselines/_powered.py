@@ -15,7 +15,7 @@ from rewa_jax._groups import (
 )
 from rewa_jax._method import NOT_THE_MAP, STATIC, Method
 from rewa_jax._penalty import Penalty
-from rewa_jax._power import power, root, wide_dtype, with_gradient_of
+from rewa_jax._power import as_wide, power, root, wide_dtype, with_gradient_of
 from rewa_jax._rewa import adaptive_step
 
 
@@ -68,7 +68,7 @@ class PowerPropagation(Method):
 
   def implicit_penalty(self, x, path="kernel"):
     del path
-    return jnp.sum(jnp.abs(jnp.asarray(x)) ** (2 / self.alpha)) / 2
+    return jnp.sum(jnp.abs(as_wide(x)) ** (2 / self.alpha)) / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +151,11 @@ class GroupedRewa(Method):
   def join(self, *values):
     gates, directions = values
     norms = with_gradient_of(power(lax.stop_gradient(gates), self.k), gates)
-    unit = _unit(directions, gates.shape)
-    return (norms.astype(unit.dtype) * unit).astype(directions.dtype)
+    return _along(directions, norms)
+
+  def exact_join(self, *values):
+    gates, directions = values
+    return _along(directions, power(gates, self.k))
 
   def implicit_penalty(self, x, path="kernel"):
     x = jnp.asarray(x)
@@ -161,6 +164,12 @@ class GroupedRewa(Method):
 
   def scale(self, gradient, value):
     return adaptive_step(gradient, value, self.k, self.m, self.eps)
+
+
+def _along(directions, norms):
+  """Returns vectors in the directions of groups that have these norms."""
+  unit = _unit(directions, norms.shape)
+  return (norms.astype(unit.dtype) * unit).astype(directions.dtype)
 
 
 def _unit(directions, gate_shape):

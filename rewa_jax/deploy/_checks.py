@@ -14,7 +14,9 @@ def check_weights(weights: Any) -> None:
   """Raises where weights are latents, as far as can be told, or hold NaN."""
   weights_and_mask(weights, None, None)
   for path, leaf in with_paths(weights):
-    if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(
+      leaf.dtype, jax.dtypes.prng_key
+    ):
       raise TypeError(
         f"{path} is a random key, no weights: of an NNX model give what is"
         " needed, such as nnx.state(model, (nnx.Param, nnx.BatchStat))."
