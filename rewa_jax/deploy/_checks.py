@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,13 +13,6 @@ def check_weights(weights: Any) -> None:
   """Raises where weights are latents, as far as can be told, or hold NaN."""
   weights_and_mask(weights, None, None)
   for path, leaf in with_paths(weights):
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(
-      leaf.dtype, jax.dtypes.prng_key
-    ):
-      raise TypeError(
-        f"{path} is a random key, no weights: of an NNX model give what is"
-        " needed, such as nnx.state(model, (nnx.Param, nnx.BatchStat))."
-      )
     try:
       is_floating = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     except TypeError as error:

@@ -87,6 +87,11 @@ def save(
   arrays, leaves = {}, {}
   for keys, leaf in jax.tree_util.tree_leaves_with_path(weights):
     name = _checked_name(leaf_path(keys))
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+      raise TypeError(
+        f"{name} is a random key, no weights: of an NNX model save what is"
+        " needed, such as nnx.state(model, (nnx.Param, nnx.BatchStat))."
+      )
     leaves[name], parts = _encode(name, np.asarray(leaf), dtype)
     for part, array in parts.items():
       if name + part in arrays:
