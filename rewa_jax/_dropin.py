@@ -276,10 +276,8 @@ def _adopt(method, leaves, nodes):
     changed, x = x != led_to, x.astype(wide_dtype(x))
     if any(jnp.shape(y) != x.shape for y in values):
       # Weights share latents: the others go along, with all their digits.
-      x, changed = (
-        jnp.where(changed, x, method.exact_join(*values)),
-        changed.any(),
-      )
+      x = jnp.where(changed, x, method.exact_join(*values))
+      changed = changed.any()
     new = method.split(path, x)
     return treedef.unflatten(
       jnp.where(changed, a, y).astype(y.dtype) for a, y in zip(new, values)

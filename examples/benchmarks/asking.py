@@ -23,7 +23,7 @@ import rewa_jax
 
 from .. import kit
 from .optimizer_step import ROUNDS, Row, compiled
-from .timing import take_turns
+from .timing import add_options, take_turns
 from .training_step import Way, problem, training_step
 from .trees import TREES, shapes
 
@@ -127,19 +127,7 @@ def training_milliseconds(tree: str) -> float:
 def main(argv) -> None:
   parser = kit.parser(__doc__, "results/benchmarks")
   parser.add_argument("--tree", choices=tuple(TREES), action="append")
-  add = parser.add_argument
-  add(
-    "--turns",
-    type=kit.at_least(1),
-    default=15,
-    help="timed programs of each round",
-  )
-  add(
-    "--repeat",
-    type=kit.at_least(1),
-    default=1,
-    help="steps a program (default: 1)",
-  )
+  add_options(parser, 15, "timed programs of each round")
   args = parser.parse_args(argv)
   trees = args.tree or ["resnet18"]
   made = kit.provenance("examples.benchmarks.asking", argv)

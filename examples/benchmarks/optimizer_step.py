@@ -31,7 +31,7 @@ import rewa_jax
 from rewa_jax import baselines
 
 from .. import kit
-from .timing import repeated, take_turns
+from .timing import add_options, repeated, take_turns
 from .trees import TREES, shapes
 
 SGD_REWA = rewa_jax.Rewa(k=9, m=2)
@@ -276,18 +276,7 @@ def main(argv: Sequence[str]) -> None:
   add = parser.add_argument
   add("--tree", choices=TREES, nargs="+", default=["resnet18"])
   add("--method", nargs="+", default=[], help="names of rows (default: all)")
-  add(
-    "--turns",
-    type=kit.at_least(1),
-    default=10,
-    help="timed programs of each round",
-  )
-  add(
-    "--repeat",
-    type=kit.at_least(1),
-    default=1,
-    help="steps a program (default: 1)",
-  )
+  add_options(parser, 10, "timed programs of each round")
   args = parser.parse_args(argv)
   known = {*methods(), *_torch_rows({})} if args.method else set()
   if unknown := set(args.method) - known:

@@ -1,5 +1,6 @@
 """Steps that take turns, so that they share whatever else the machine does."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -7,7 +8,17 @@ from typing import Any
 
 import jax
 
+from .. import kit
+
 Step = Callable[[Any], Any]
+
+
+def add_options(parser: argparse.ArgumentParser, turns: int, text: str) -> None:
+  """Adds --turns, of which text says what is timed, and --repeat."""
+  count = kit.at_least(1)
+  parser.add_argument("--turns", type=count, default=turns, help=text)
+  text = "steps a program (default: 1)"
+  parser.add_argument("--repeat", type=count, default=1, help=text)
 
 
 def repeated(step: Step, repeat: int) -> Step:

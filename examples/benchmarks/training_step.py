@@ -25,7 +25,7 @@ import rewa_jax
 
 from .. import kit
 from ..image_classification.models import MODELS
-from .timing import repeated, take_turns
+from .timing import add_options, repeated, take_turns
 from .transformer import GPT2
 
 REWA = rewa_jax.Rewa(k=9, m=2)
@@ -196,18 +196,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   add("--stem", choices=("cifar", "imagenet"), default="cifar")
   add("--dtype", choices=("float32", "bfloat16"), default="float32")
   add("--batch-size", type=kit.at_least(1), default=128)
-  add(
-    "--turns",
-    type=kit.at_least(1),
-    default=20,
-    help="timed programs, of each way",
-  )
-  add(
-    "--repeat",
-    type=kit.at_least(1),
-    default=1,
-    help="steps a program (default: 1)",
-  )
+  add_options(parser, 20, "timed programs, of each way")
   add(
     "--compilations",
     type=kit.at_least(0),
