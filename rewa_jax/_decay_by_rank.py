@@ -30,6 +30,8 @@ STRONG = 10.0
 _STRONGER = 10.0
 # A weight has vanished below this share of the others' root mean square.
 _VANISHED = 1e-3
+# The mild decay rests where less than this share of what should be left is.
+_LEFT = 0.9
 # How often weights are ranked, at least, until the last new target.
 _RANKINGS = 20
 # The least budget of the strong decay.
@@ -82,7 +84,9 @@ def decay_by_rank(
   In a chain it stands where ``optax.add_decayed_weights`` does. Weights are
   ranked anew every so many updates; nothing is cut, and a weight that its
   gradient holds leaves the smallest again. At the end the smallest s of the
-  weights have all but vanished: :func:`finalize` cuts them off.
+  weights have all but vanished: :func:`finalize` cuts them off. While more have
+  vanished than are due, so that less than nine tenths of the weights that should
+  be left are, the others do not decay.
 
   Args:
     method: the method that made the latents, any whose strength is a weight
@@ -203,7 +207,9 @@ def decay_by_rank(
       due, rank_anew, params, (strong, state.scheduled, state.vanished)
     )
     mild = low(state.count) if callable(low) else low
-    rates = _rates(method, params, strong, mild, high)
+    # In a long run the mild decay alone would bring too many weights to zero.
+    too_few = 1 - vanished < _LEFT * (1 - scheduled)
+    rates = _rates(method, params, strong, jnp.where(too_few, 0, mild), high)
     ahead = [
       u if u is None or rate is None else _decay(u, rate, y)
       for u, rate, y in zip(steps_ahead, rates, jax.tree.leaves(params))

@@ -358,6 +358,46 @@ def test_in_a_long_run_the_smallest_still_decay_most(make):
   np.testing.assert_allclose(most / least, 10, rtol=1e-5)
 
 
+def test_in_a_long_run_hardly_more_weights_vanish_than_were_asked_for():
+  """By itself the mild decay would bring half of them to zero."""
+  steps, targets = 2000, jnp.geomspace(0.02, 2.0, 100)
+  rate = optax.warmup_cosine_decay_schedule(0.0, 0.2, 200, steps)
+  options = {"weight_decay": 0.2, "sparsity": 0.3, "steps": steps}
+  solver = rewa_jax.sgd(rate, REWA, **options)
+
+  def loss(latents):
+    return 0.5 * jnp.sum((REWA.to_weights(latents)["w"] - targets) ** 2)
+
+  def step(carry, _):
+    latents, state = carry
+    updates, state = solver.update(jax.grad(loss)(latents), state, latents)
+    return (optax.apply_updates(latents, updates), state), None
+
+  latents = REWA.to_latents({"w": targets})
+  run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps)[0])
+  latents, state = run((latents, solver.init(latents)))
+  assert 0.3 <= optax.tree.get(state, "vanished") <= 0.4
+  small = jnp.abs(REWA.to_weights(latents)["w"]) < 1e-3
+  assert 0.3 <= small.mean() <= 0.4
+
+
+@pytest.mark.parametrize("vanished, rests", [(0.54, False), (0.56, True)])
+def test_the_mild_decay_rests_while_a_tenth_too_few_are_left(vanished, rests):
+  solver = rewa_jax.sgd(0.1, REWA, weight_decay=0.1, sparsity=0.5, steps=STEPS)
+  latents = {"kernel": jnp.ones(2)}
+  state = optax.tree.set(
+    solver.init(latents),
+    count=jnp.int32(STEPS - 1),
+    strong={"kernel": jnp.array([True, False])},
+    scheduled=jnp.float32(0.5),
+    vanished=jnp.float32(vanished),
+  )
+  updates, _ = solver.update({"kernel": jnp.zeros(2)}, state, latents)
+  strongly, mildly = updates["kernel"]
+  assert strongly < -0.01
+  assert (mildly == 0) == rests
+
+
 def test_groups_are_those_of_the_bare_model():
   def groups(path, leaf):
     return {"kernel": (1,)}[path]

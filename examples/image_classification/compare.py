@@ -146,7 +146,8 @@ def report(out: pathlib.Path, runs: list[Run], argv: Sequence[str]) -> None:
   kit.write(out / "table.md", text + kit.made_by(made))
   kit.write_figure(out / "frontier.png", pictures.frontier(chosen))
   kit.write_figure(out / "layers.png", pictures.layers(chosen))
-  kit.write_figure(out / "training.png", pictures.training(rows))
+  first = [row for run, row in zip(done, rows) if not run.config.seed]
+  kit.write_figure(out / "training.png", pictures.training(first))
 
 
 def choose(

@@ -167,6 +167,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "label_smoothing": 0.1,
     "augment": "crop-flip",
     "dtype": "bfloat16",
+    # Clipped at 1, the decay would outdo the gradients.
+    "clip": 0.0,
     "checkpoint_epochs": 10,
   },
   # The decay of 1e-4 that the authors put inside the momentum of 0.875 is
