@@ -85,8 +85,8 @@ def decay_by_rank(
   ranked anew every so many updates; nothing is cut, and a weight that its
   gradient holds leaves the smallest again. At the end the smallest s of the
   weights have all but vanished: :func:`finalize` cuts them off. While more have
-  vanished than are due, so that less than nine tenths of the weights that should
-  be left are, the others do not decay.
+  vanished than are due, and less than nine tenths of what should be left is,
+  the others do not decay.
 
   Args:
     method: the method that made the latents, any whose strength is a weight
