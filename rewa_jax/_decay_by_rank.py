@@ -31,7 +31,7 @@ _STRONGER = 10.0
 # A weight has vanished below this share of the others' root mean square.
 _VANISHED = 1e-3
 # The mild decay rests where less than this share of what should be left is.
-_LEFT = 0.9
+_LEFT = 0.7
 # How often weights are ranked, at least, until the last new target.
 _RANKINGS = 20
 # The least budget of the strong decay.
@@ -84,9 +84,8 @@ def decay_by_rank(
   In a chain it stands where ``optax.add_decayed_weights`` does. Weights are
   ranked anew every so many updates; nothing is cut, and a weight that its
   gradient holds leaves the smallest again. At the end the smallest s of the
-  weights have all but vanished: :func:`finalize` cuts them off. While more have
-  vanished than are due, and less than nine tenths of what should be left is,
-  the others do not decay.
+  weights have all but vanished: :func:`finalize` cuts them off. While less
+  than seven tenths of what should be left is, the others do not decay.
 
   Args:
     method: the method that made the latents, any whose strength is a weight
