@@ -85,7 +85,7 @@ def decay_by_rank(
   ranked anew every so many updates; nothing is cut, and a weight that its
   gradient holds leaves the smallest again. At the end the smallest s of the
   weights have all but vanished: :func:`finalize` cuts them off. While less
-  than seven tenths of what should be left is, the others do not decay.
+  than seven tenths of the weights are left that should be, those do not decay.
 
   Args:
     method: the method that made the latents, any whose strength is a weight
