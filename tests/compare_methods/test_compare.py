@@ -317,3 +317,9 @@ def test_the_committed_table_is_made_of_the_committed_trials(network):
   rows = tables.rows(dict(sorted(found.items())), methods.methods())
   table = (folder / "table.md").read_text()
   assert table.startswith(tables.to_markdown(rows).strip())
+
+
+@pytest.mark.parametrize("network", TITLES)
+def test_the_readme_has_the_committed_table(network):
+  table = (FOLDER / "results" / network / "table.md").read_text()
+  assert table.split("\n\n")[1] in (FOLDER / "README.md").read_text()
