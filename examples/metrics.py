@@ -13,6 +13,8 @@ import optax
 import tensorboardX
 from tqdm import tqdm
 
+from . import kit
+
 _STEPS = 50  # Between lines of train metrics, whose values are waited for.
 
 
@@ -42,8 +44,10 @@ class Metrics:
     lines = path.read_text().splitlines() if path.exists() else []
     self._writes = jax.process_index() == 0
     if self._writes:
-      self._file = path.open("w")
-      self._file.writelines(f"{line}\n" for line in lines if _upto(line, begin))
+      # Whole at any moment: a run may be killed again before it logs a line.
+      kept = [f"{line}\n" for line in lines if _upto(line, begin)]
+      kit.write(path, "".join(kept))
+      self._file = path.open("a")
       self._board = tensorboardX.SummaryWriter(
         str(run / "tensorboard"), purge_step=begin + 1 if begin else None
       )

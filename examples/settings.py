@@ -125,9 +125,15 @@ def write(run: pathlib.Path, config: Any) -> None:
   Raises:
     ValueError: if the run was begun with other settings.
   """
+  check(run, config)
   path = run / "config.json"
   if not path.exists():
     kit.write_json(path, dataclasses.asdict(config))
+
+
+def check(run: pathlib.Path, config: Any) -> None:
+  """Raises a ValueError if a run was begun with other settings."""
+  if not (run / "config.json").exists():
     return
   before, now = map(dataclasses.asdict, (read(run, type(config)), config))
   changed = [

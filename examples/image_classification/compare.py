@@ -43,6 +43,12 @@ def main(argv: Sequence[str]) -> int:
   order = FAST if args.fast else ORDER
   runs = plan(args.base, source.steps_per_epoch, args.seeds, order)
   wanted = [run for run in runs if run.method in (args.only or METHODS)]
+  try:
+    # Finished runs of other settings are not what is compared.
+    for run in runs:
+      settings.check(args.out / "runs" / run.name, run.config)
+  except ValueError as error:
+    sys.exit(f"compare.py: {error}")
   if args.list:
     for run in wanted:
       print(f"{_progress(args.out / 'runs' / run.name):<9}  {run.name}")

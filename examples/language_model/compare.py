@@ -104,10 +104,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
   """Runs the program."""
   args = parse(argv)
-  if args.list:
-    print(listed(args))
-    return
   try:
+    if args.list:
+      print(listed(args))
+      return
     source = open_source(args.base, args.out)
     source.save_tokenizer(args.out)
     compare(args, source, kit.provenance(PROGRAM, argv, "flax"))
@@ -145,10 +145,9 @@ def finish(args, run: Run, source: Source, judge: Judge) -> None:
   """Trains a run, or what is missing of it."""
   if is_finished(args, run):
     return
-  config = dataclasses.replace(args.base, **run.settings)
   folder = folder_of(args, run)
   try:
-    train(config, folder, [f"--out {run.name}"], source)
+    train(config_of(args, run), folder, [f"--out {run.name}"], source)
     if run.sparsities:
       worth(args, run, source, judge)
   except FloatingPointError as error:
@@ -156,6 +155,10 @@ def finish(args, run: Run, source: Source, judge: Judge) -> None:
     kit.write_json(folder / "results.json", {"diverged": str(error)})
   # Every run compiles its own step.
   jax.clear_caches()
+
+
+def config_of(args, run: Run) -> Config:
+  return dataclasses.replace(args.base, **run.settings)
 
 
 def folder_of(args, run: Run) -> pathlib.Path:
@@ -172,6 +175,8 @@ def has_diverged(args, run: Run) -> bool:
 
 
 def is_finished(args, run: Run) -> bool:
+  """Says whether a run is finished; raises if it has other settings."""
+  settings.check(folder_of(args, run), config_of(args, run))
   if run.method in args.plan.strengths and not has_diverged(args, run):
     return worth_of(args, run).exists()
   return bool(outcome(args, run))
@@ -192,7 +197,10 @@ def resolve(args, run: Run) -> list[Run]:
     return [run.at(rate) for rate in ranked[:2]]
   dense = args.plan.runs()[0]
   if run.method == "dense-units":
-    return [run._replace(name=each.name) for each in resolve(args, dense)]
+    return [
+      run._replace(name=each.name, settings=each.settings)
+      for each in resolve(args, dense)
+    ]
   rate = rates(args).get("dense" if run.method == "drop-in" else run.tuned_as)
   if rate is None:
     return []

@@ -13,12 +13,14 @@ from rewa_jax import linen
 from rewa_jax._sparsity import aligned
 from rewa_jax._trees import with_paths
 from rewa_jax.deploy._checks import check_weights
-from rewa_jax.deploy._constants import PRODUCTS, constants
+from rewa_jax.deploy._constants import PRODUCTS, Known, constants
 from rewa_jax.deploy._follow import trace
 from rewa_jax.deploy._graph import Graph, cut
 from rewa_jax.deploy._products import Product
 
 Shape = tuple[int, ...]
+_ANOTHER = "For inputs of these shapes the model is another one"
+_REMEDY = "Compact it for an example of them."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Compact:
   Attributes:
     params: a tree like the model's, of smaller arrays.
     apply: the model's function on smaller params, compiled by ``jax.jit`` for
-      inputs of any shape that the model takes.
+      as many examples along the first axis as there are, and for other sizes
+      where what is gone is the same for them, else a ValueError.
     shapes: the shape of every leaf before and after, by its path.
   """
 
@@ -77,7 +80,8 @@ def compact(
     params: a tree of weights, all that ``apply`` takes as its first argument;
       small weights are made zeros by :func:`rewa_jax.prune` first. Latents are
       not weights, and those of a tree look like them.
-    *inputs: an example: trees of arrays of any values.
+    *inputs: an example: trees of arrays of any values, along whose first axis
+      examples lie.
     keep: axes of leaves that keep their size, a function of path and leaf that
       returns them. None keeps no more than it must.
 
@@ -132,9 +136,12 @@ def compact(
     for axis in keep(name, leaf) if keep else ():
       graph.units.fix(graph.axes[number][axis])
   outputs, known = constants(graph, leaves, jax.tree.leaves(inputs))
-  equations = (e for e in graph.equations if e.primitive.name in PRODUCTS)
-  products = [Product(graph, *pair) for pair in zip(equations, known)]
+  products = _products(graph, known)
   alive = _alive(graph, products)
+  of_any_size = True
+  if any(product.has_constants for product in products):
+    _, known = constants(graph, leaves, jax.tree.leaves(inputs), any_size=True)
+    of_any_size = (_alive(graph, _products(graph, known)) == alive).all()
   for product in products:
     product.fold(alive, leaves)
   leaves = [
@@ -144,7 +151,9 @@ def compact(
   stays = [
     [alive[ids] for ids in graph.axes[number]] for number in graph.leaves
   ]
-  small = jax.jit(_smaller(apply, structs, stays))
+  example = None if of_any_size else _structs(inputs)
+  arrays = [np.asarray(x) for x in graph.constants.values() if np.ndim(x)]
+  small = jax.jit(_smaller(apply, structs, stays, arrays, example))
   result = Compact(
     treedef.unflatten(leaves),
     small,
@@ -152,6 +161,11 @@ def compact(
   )
   _check_same(out_tree.unflatten(outputs), small(result.params, *inputs))
   return result
+
+
+def _products(graph: Graph, known: Sequence[Sequence[Known]]) -> list[Product]:
+  equations = (e for e in graph.equations if e.primitive.name in PRODUCTS)
+  return [Product(graph, *pair) for pair in zip(equations, known)]
 
 
 def _alive(graph: Graph, products: Sequence[Product]) -> np.ndarray:
@@ -183,7 +197,7 @@ def _served(
     needed = graph.units.close(needed, needs)
     alive = needed.copy()
     for ids in axes:
-      if not alive[ids].any():
+      if len(ids) and not alive[ids].any():
         alive[ids[among[ids]][0]] = True
         alive = graph.units.close(alive)
     # What stays for the form alone may have any value, but where it was taken
@@ -199,13 +213,38 @@ def _served(
 
 
 def _smaller(
-  apply: Callable[..., Any], params: Any, stays: list[list[np.ndarray]]
+  apply: Callable[..., Any],
+  params: Any,
+  stays: list[list[np.ndarray]],
+  arrays: list[np.ndarray],
+  example: Any,
 ) -> Callable[..., Any]:
-  """Returns apply on the units of params that stay."""
+  """Returns apply on the units of params that stay.
+
+  Args:
+    apply: the function.
+    params: shapes of those that it takes.
+    stays: bools by leaf and axis.
+    arrays: those that it brings along for inputs as the example.
+    example: the shapes of its inputs, None for any.
+  """
 
   def small(small_params, *inputs):
     # Anew for inputs of another shape, with params as they were.
     graph, out_tree = trace(apply, params, *_structs(inputs))
+    if example is not None and not _are_alike(inputs, example):
+      raise ValueError(
+        f"{_ANOTHER}: what is gone was constant, and may have another value for"
+        f" them. {_REMEDY}"
+      )
+    brought = [x for x in graph.constants.values() if np.ndim(x)]
+    if len(brought) != len(arrays) or not all(
+      map(np.array_equal, brought, arrays)
+    ):
+      raise ValueError(
+        f"{_ANOTHER}: it brings along other arrays, such as a table of"
+        f" positions. {_REMEDY}"
+      )
     alive = np.zeros(graph.units.count, bool)
     for number, leaf in zip(graph.leaves, stays):
       for ids, kept in zip(graph.axes[number], leaf):
@@ -216,13 +255,21 @@ def _smaller(
       for ids in graph.axes[number]:
         if (alive[ids] > of_params[ids]).any():
           raise ValueError(
-            "For inputs of these shapes the model is another one: it uses units"
-            " that are gone. Compact it for an example of them."
+            f"{_ANOTHER}: it uses units that are gone. {_REMEDY}"
           )
     leaves = jax.tree.leaves(small_params)
     return out_tree.unflatten(graph.run(alive, leaves, jax.tree.leaves(inputs)))
 
   return small
+
+
+def _are_alike(inputs: Any, example: Any) -> bool:
+  """Whether inputs have the sizes of the example but along the first axis."""
+
+  def sizes(tree):
+    return [jnp.shape(leaf)[1:] for leaf in jax.tree.leaves(tree)]
+
+  return sizes(inputs) == sizes(example)
 
 
 def _check_same(wanted: Any, found: Any) -> None:

@@ -2,7 +2,8 @@
 
 A rule takes an equation, the values of its operands, and for each a bool array
 that says which entries vary with the input. It returns the same for the results
-where every array and every zero in it is known but what varies.
+where every array and every zero in it is known but what varies. Places, which
+inputs of another size have more of, count as input.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Known(NamedTuple):
 
 
 def constants(
-  graph: Graph, leaves: list[Any], inputs: list[Any]
+  graph: Graph, leaves: list[Any], inputs: list[Any], any_size: bool = False
 ) -> tuple[list[Any], list[list[Known]]]:
   """Returns the outputs, and what is known of the operands of products.
 
@@ -45,6 +46,8 @@ def constants(
     graph: the function.
     leaves: of params.
     inputs: an example.
+    any_size: whether only what is the same for inputs of other sizes is
+      constant.
 
   Returns:
     The outputs, and a list of the operands of each ``dot_general`` and each
@@ -70,6 +73,8 @@ def constants(
       varies = _RULES.get(equation.primitive.name, _any)(equation, *operands)
       if not isinstance(varies, list):
         varies = [varies] * len(values)
+      if any_size and equation.primitive.name in _OF_A_SIZE:
+        varies = [x | (value != 0) for x, value in zip(varies, values)]
       arrays.update(zip(equation.results, map(Known, values, varies)))
     return [arrays[number].value for number in graph.outputs], products
 
@@ -102,8 +107,8 @@ def _moved(equation: Equation, *operands: Known) -> list[jax.Array]:
   return [each > 0 for each in moved]
 
 
-def _nothing(equation: Equation) -> list[jax.Array]:
-  return [jnp.zeros(shape, bool) for shape in equation.shapes[1]]
+def _all(equation: Equation) -> list[jax.Array]:
+  return [jnp.ones(shape, bool) for shape in equation.shapes[1]]
 
 
 def _product(equation: Equation, left: Known, right: Known) -> jax.Array:
@@ -148,6 +153,11 @@ def _gather(equation: Equation, operand: Known, indices: Known) -> jax.Array:
 
 
 PRODUCTS = ("conv_general_dilated", "dot_general")
+# What has other values, or others at the borders, where there are more places.
+_OF_A_SIZE = (
+  *("concatenate", "conv_general_dilated", "pad", "reduce_prod", "reduce_sum"),
+  *(*CUMULATIONS, *WINDOWS),
+)
 _Rule = Callable[..., jax.Array | list[jax.Array]]
 _RULES: dict[str, _Rule] = {
   **dict.fromkeys(ELEMENTWISE, _elementwise),
@@ -163,6 +173,6 @@ _RULES: dict[str, _Rule] = {
     _moved,
   ),
   "gather": _gather,
-  "iota": _nothing,
+  "iota": _all,
   "mul": _mul,
 }

@@ -336,6 +336,10 @@ def _checked_name(names: Path) -> str:
         f"A leaf is named {'/'.join(names)!r}, but its keys must be names of"
         " files: without slashes, colons and the like, and no dots alone."
       )
+  if names == ("__metadata__",):
+    raise ValueError(
+      "A leaf is named '__metadata__', which safetensors keeps for itself."
+    )
   return "/".join(names)
 
 

@@ -46,6 +46,11 @@ class Product:
     if is_simple and not self._needs_all:
       self._find_constants(graph, varies[self._data])
 
+  @property
+  def has_constants(self) -> bool:
+    """Whether there are constants other than zero that a bias can take."""
+    return self._bias is not None
+
   def need(self, alive: np.ndarray) -> None:
     """Marks the units of summands that count for a result that stays."""
     counts = self._counts(alive, self._masks)

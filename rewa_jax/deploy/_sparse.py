@@ -12,6 +12,7 @@ from rewa_jax._masks import Mask, kernels, selected
 from rewa_jax._trees import path_name
 from rewa_jax.baselines import group_axes
 from rewa_jax.deploy._checks import check_weights
+from rewa_jax.deploy._constants import PRODUCTS
 from rewa_jax.deploy._graph import Equation, flatten
 
 
@@ -132,6 +133,11 @@ def sparse_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
       bind = _bind if any(map(_is_sparse, operands)) else Equation.bind
       values.update(zip(equation.results, bind(equation, *operands)))
     outputs = [values[number] for number in graph.outputs]
+    if any(map(_is_sparse, outputs)):
+      raise ValueError(
+        "apply returns a sparse matrix as it is, but what it returns must be"
+        " arrays. Leave it dense by a mask."
+      )
     return jax.tree.unflatten(jax.tree.structure(result), outputs)
 
   return run
@@ -161,33 +167,73 @@ class _Matrix(NamedTuple):
 
 def _bind(equation: Equation, *operands: Any) -> list[Any]:
   """Computes an equation of which an operand is a sparse matrix."""
-  if equation.primitive.name == "convert_element_type":
-    ((matrix, is_transposed),) = operands
-    (data, *indices), treedef = jax.tree.flatten(matrix)
-    data = data.astype(equation.params["new_dtype"])
-    return [_Matrix(treedef.unflatten([data, *indices]), is_transposed)]
-  place = int(isinstance(operands[1], _Matrix)) if operands[1:] else 0
-  (matrix, is_transposed), other = operands[place], operands[place - 1]
-  if equation.primitive.name == "dot_general" and not _is_sparse(other):
-    numbers = contracting, batch = equation.params["dimension_numbers"]
-    if isinstance(matrix, sparse.BCOO) and not batch[0]:
-      pair = (matrix, other) if place == 0 else (other, matrix)
-      return [sparse.bcoo_dot_general(*pair, dimension_numbers=numbers)]
-    # Rows times columns, whichever way round the matrix stands there.
-    if contracting[place] == (0 if is_transposed else 1,) and not batch[0]:
-      columns = jnp.moveaxis(other, contracting[1 - place][0], 0)
-      product = matrix @ columns.reshape(len(columns), -1)
-      product = product.reshape(-1, *columns.shape[1:])
-      return [jnp.moveaxis(product, 0, -1) if place else product]
-  if equation.primitive.name == "conv_general_dilated":
-    params = equation.params
-    groups = params["feature_group_count"], params["batch_group_count"]
-    if isinstance(matrix, sparse.BCOO) and place == 1 and groups == (1, 1):
-      return [_convolve(other, matrix, params)]
+  place = next(n for n, each in enumerate(operands) if _is_sparse(each))
+  matrix, is_transposed = operands[place]
+  name, params = equation.primitive.name, equation.params
+  if name == "convert_element_type":
+    matrix = _as_dtype(matrix, params["new_dtype"])
+    return [_Matrix(matrix, is_transposed)]
+  if name in PRODUCTS and not _is_sparse(operands[1 - place]):
+    other = operands[1 - place]
+    dtype = params["preferred_element_type"] or other.dtype
+    # Sums of sixteen bits lose what dense products keep in wider ones.
+    wide = jnp.promote_types(jnp.promote_types(dtype, other.dtype), jnp.float32)
+    matrix, other = _as_dtype(matrix, wide), other.astype(wide)
+    if name == "dot_general":
+      numbers = params["dimension_numbers"]
+      product = _product(matrix, is_transposed, other, place, numbers)
+    else:
+      product = _convolution(matrix, other, place, params)
+    if product is not None:
+      return [product.astype(dtype)]
   raise ValueError(
     f"A sparse matrix goes into {equation}, but only its product with an array"
     " and a convolution without groups are known. Leave it dense by a mask."
   )
+
+
+def _as_dtype(matrix: sparse.JAXSparse, dtype: Any) -> Any:
+  (data, *indices), treedef = jax.tree.flatten(matrix)
+  return treedef.unflatten([data.astype(dtype), *indices])
+
+
+def _product(
+  matrix: sparse.JAXSparse,
+  is_transposed: bool,
+  other: jax.Array,
+  place: int,
+  numbers: Any,
+) -> jax.Array | None:
+  """Returns the product with an array, None if it is not known how.
+
+  Args:
+    matrix: the sparse operand.
+    is_transposed: whether it is the transpose of what it stands for.
+    other: the dense operand.
+    place: of the sparse operand, 0 or 1.
+    numbers: of dimensions, of the dense product.
+  """
+  contracting, batch = numbers
+  if isinstance(matrix, sparse.BCOO) and not batch[0]:
+    pair: Any = (matrix, other) if place == 0 else (other, matrix)
+    return sparse.bcoo_dot_general(*pair, dimension_numbers=numbers)
+  # Rows times columns, whichever way round the matrix stands there.
+  if contracting[place] == (0 if is_transposed else 1,) and not batch[0]:
+    columns = jnp.moveaxis(other, contracting[1 - place][0], 0)
+    product: Any = matrix @ columns.reshape(len(columns), -1)
+    product = product.reshape(-1, *columns.shape[1:])
+    return jnp.moveaxis(product, 0, -1) if place else product
+  return None
+
+
+def _convolution(
+  matrix: sparse.JAXSparse, other: jax.Array, place: int, params: Any
+) -> jax.Array | None:
+  """Returns the convolution of images with it, None if it is not known how."""
+  groups = params["feature_group_count"], params["batch_group_count"]
+  if isinstance(matrix, sparse.BCOO) and place == 1 and groups == (1, 1):
+    return _convolve(other, matrix, params)
+  return None
 
 
 def _convolve(

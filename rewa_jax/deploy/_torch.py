@@ -40,8 +40,9 @@ def to_torch(
     NumPy arrays, for ``load_state_dict`` of ``torch.from_numpy`` of each.
 
   Raises:
-    ValueError: if weights are latents or hold NaN, or a leaf has no counterpart
-      or another number of inputs than flattened says.
+    ValueError: if weights are latents or hold NaN, or a leaf has no
+      counterpart, the same one as another, or another number of inputs than
+      flattened says.
 
   Examples:
     >>> import flax.linen as nn
@@ -74,7 +75,10 @@ def to_torch(
         array = _channels_first(path, array, tuple(shape))
       axes = range(array.ndim)
       array = array.transpose(*axes[:-3:-1], *axes[:-2])
-    state[".".join([*owners, _NAMES[name]])] = np.ascontiguousarray(array)
+    key = ".".join([*owners, _NAMES[name]])
+    if key in state:
+      raise ValueError(f"{path} and another leaf would both be {key}.")
+    state[key] = np.ascontiguousarray(array)
   if left:
     raise ValueError(f"flattened names {', '.join(left)}, without a kernel.")
   return state

@@ -17,13 +17,19 @@ KEY = jax.random.key(0)
 IMAGES = jax.random.normal(KEY, (2, 8, 8, 2))
 
 
-def shrink(model, x, edit=lambda params: None, seed=None, **options):
-  """Compacts a linen model of given weights, and checks its outputs."""
+def edited(model, x, edit, seed=None):
+  """Returns variables of a linen model with params of one's own."""
   variables = model.init(KEY, x)
   if seed is not None:
     variables = sparsify(variables, seed)
   variables = jax.tree.map(np.array, variables)
   edit(variables["params"])
+  return variables
+
+
+def shrink(model, x, edit=lambda params: None, seed=None, **options):
+  """Compacts a linen model of given weights, and checks its outputs."""
+  variables = edited(model, x, edit, seed)
   small = deploy.compact(model.apply, variables, x, **options)
   # Other values, and another number of them.
   fresh = jnp.concatenate([x, x + 1, -2 * x])
@@ -570,6 +576,100 @@ def test_inputs_for_which_the_model_is_another_are_refused():
   check_same(apply(params, X[:1]), small.apply(small.params, X[:1]))
   with pytest.raises(ValueError, match="uses units that are gone"):
     small.apply(small.params, jnp.ones((3, 4)))
+
+
+class Positions(nn.Module):
+  @nn.compact
+  def __call__(self, tokens):
+    places = jnp.arange(tokens.shape[1])
+    x = nn.Embed(11, 6, name="token")(tokens)
+    x += nn.Embed(32, 6, name="place")(places)
+    return nn.Dense(2, name="out")(x)
+
+
+def test_what_depends_on_places_is_no_constant():
+  def edit(params):
+    params["token"]["embedding"][:, :3] = 0
+    params["place"]["embedding"][:, 2] = 0
+    # Zero at the first place, the only one that the example has.
+    params["place"]["embedding"][0, 1] = 0
+
+  model, tokens = Positions(), jnp.zeros((1, 1), int)
+  small, _ = shrink(model, tokens, edit)
+  assert small.params["params"]["token"]["embedding"].shape == (11, 5)
+
+
+@pytest.mark.parametrize("length", [1, 4, 7])
+def test_more_places_than_the_example_has_are_the_same_model(length):
+  def edit(params):
+    params["token"]["embedding"][:, :3] = 0
+    params["place"]["embedding"][:, 2] = 0
+
+  model = Positions()
+  variables = edited(model, jnp.zeros((1, 1), int), edit)
+  small = deploy.compact(model.apply, variables, jnp.zeros((1, 1), int))
+  tokens = jax.random.randint(KEY, (2, length), 0, 11)
+  wanted = model.apply(variables, tokens)
+  check_same(wanted, small.apply(small.params, tokens))
+
+
+class Pooled(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Conv(6, (1, 1))(x))
+    x = nn.avg_pool(x, (2, 2), (2, 2), padding="SAME")
+    return nn.Conv(3, (1, 1))(x)
+
+
+class PerPlace(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    x = nn.gelu(nn.Conv(6, (1, 1))(x))
+    return nn.Conv(3, (1, 1))(x)
+
+
+@pytest.mark.parametrize("model", [Pooled(), PerPlace()])
+def test_images_of_another_size_are_right_or_refused(model):
+  def edit(params):
+    params["Conv_0"]["kernel"][..., :3] = 0
+    params["Conv_0"]["bias"][:] = 1
+
+  images = jax.random.normal(KEY, (2, 4, 4, 2))
+  variables = edited(model, images, edit)
+  small = deploy.compact(model.apply, variables, images[:1])
+  assert small.params["params"]["Conv_0"]["kernel"].shape == (1, 1, 2, 3)
+  check_same(model.apply(variables, images), small.apply(small.params, images))
+  larger = jax.random.normal(KEY, (2, 5, 5, 2))
+  if isinstance(model, PerPlace):
+    wanted = model.apply(variables, larger)
+    check_same(wanted, small.apply(small.params, larger))
+  else:
+    # Where the last window is padded, a constant has another mean.
+    with pytest.raises(ValueError, match="was constant, and may have another"):
+      small.apply(small.params, larger)
+
+
+def test_a_table_that_the_function_brings_along_is_that_of_the_example():
+  def apply(params, x):
+    places = np.sin(np.arange(x.shape[1]), dtype=np.float32)
+    return (x @ params["in"] + places[:, None]) @ params["out"] + params["b"]
+
+  params = {"in": np.zeros((4, 3)), "out": np.ones((3, 2)), "b": np.zeros(2)}
+  params["in"][:, 0] = 1
+  small = deploy.compact(apply, params, jnp.ones((1, 1, 4)))
+  check_same(
+    apply(params, jnp.ones((3, 1, 4))),
+    small.apply(small.params, jnp.ones((3, 1, 4))),
+  )
+  with pytest.raises(ValueError, match="table of positions"):
+    small.apply(small.params, jnp.ones((1, 2, 4)))
+
+
+def test_an_empty_leaf_is_no_error():
+  params = {"w": jnp.ones((4, 3)), "unused": jnp.zeros((0, 3))}
+  small = deploy.compact(lambda p, x: x @ p["w"], params, X)
+  assert small.shapes["unused"][1][0] == 0
+  check_same(X @ params["w"], small.apply(small.params, X))
 
 
 def test_a_function_that_is_not_the_same_in_every_call_is_refused():

@@ -388,6 +388,7 @@ def test_more_than_the_limit_is_not_read(tmp_path):
       "named 'a/b', but its keys must be names",
     ),
     ({"..": np.ones(2)}, ValueError, "named '..', but its keys"),
+    ({"__metadata__": np.ones(2)}, ValueError, "safetensors keeps for itself"),
     (np.ones(2), ValueError, "named '', but its keys"),
     (
       rewa_jax.baselines.spred().to_latents({"kernel": jnp.ones(3)}),

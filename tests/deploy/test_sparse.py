@@ -157,11 +157,60 @@ def test_what_is_no_product_with_an_array_is_named(form):
     (lambda params, x: params["kernel"] + x, "add"),
     (lambda params, x: params["kernel"].sum() + x, "reduce_sum"),
     (lambda params, x: params["kernel"] @ params["kernel"] @ x, "dot_general"),
+    (lambda params, x: jnp.where(x > 0, params["kernel"], 0) @ x, "select_n"),
+    (
+      lambda params, x: jax.lax.cond(
+        x[0, 0] > 0, lambda k: k @ x, lambda k: x, params["kernel"]
+      ),
+      "cond",
+    ),
   ):
     with pytest.raises(
       ValueError, match=f"A sparse matrix goes into {name}, bu"
     ):
       deploy.sparse_apply(apply)(params, jnp.ones((3, 3)))
+
+
+@FORMS
+def test_a_sparse_matrix_is_no_output(form):
+  params = form({"kernel": np.eye(3, dtype="f")})
+  with pytest.raises(ValueError, match="apply returns a sparse matrix as it"):
+    deploy.sparse_apply(lambda params, x: params)(params, jnp.ones(3))
+
+
+@FORMS
+@pytest.mark.parametrize("dtype", [None, jnp.float32])
+def test_products_of_sixteen_bits_are_summed_in_more(form, dtype):
+  def apply(params, x):
+    return jnp.einsum(
+      "bi,io->bo", x, params["kernel"], preferred_element_type=dtype
+    )
+
+  kernel, x = jax.random.normal(KEY, (2, 512, 4), jnp.bfloat16)
+  exact = np.float64(x).T @ np.float64(kernel)
+  found = deploy.sparse_apply(apply)(form({"kernel": kernel}), x.T)
+  assert found.dtype == dtype or jnp.bfloat16
+  step = 2**-9 if dtype is None else 1e-6
+  scale = np.abs(exact).max()
+  np.testing.assert_allclose(found, exact, rtol=step, atol=step * scale)
+
+
+def test_convolutions_have_the_dtype_that_is_asked_for():
+  def apply(params, x):
+    return jax.lax.conv_general_dilated(
+      x,
+      params["kernel"],
+      (1, 1),
+      "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      preferred_element_type=jnp.float32,
+    )
+
+  images = jax.random.normal(KEY, (2, 5, 5, 3), jnp.bfloat16)
+  params = {"kernel": jax.random.normal(KEY, (3, 3, 3, 4), jnp.bfloat16)}
+  found = deploy.sparse_apply(apply)(deploy.to_bcoo(params), images)
+  assert found.dtype == jnp.float32
+  check_same(found, apply(params, images))
 
 
 def test_a_convolution_in_groups_is_named():

@@ -104,6 +104,11 @@ def test_what_torch_has_no_layout_for_is_refused():
     deploy.to_torch({"params": {"key": variables["params"]["key"]}})
   with pytest.raises(ValueError, match="odd of shape .2,. has no counterpart"):
     deploy.to_torch({"odd": np.ones(2)})
+  twice = {"d": {"kernel": np.ones((2, 3)), "scale": np.ones(3)}}
+  with pytest.raises(
+    ValueError, match="d/scale and another leaf would both be"
+  ):
+    deploy.to_torch(twice)
   with pytest.raises(ValueError, match="has 36 inputs, but .*1, 1, 6. have 6"):
     deploy.to_torch(VARIABLES, flattened={"out": (1, 1, 6)})
   with pytest.raises(

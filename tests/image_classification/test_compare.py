@@ -15,6 +15,7 @@ from tests.extras import needs
 needs("tensorboardX")
 needs("grain")
 
+from examples import kit, settings
 from examples.image_classification import (
   checkpoints,
   compare,
@@ -167,6 +168,15 @@ def test_a_run_that_diverges_leaves_the_others(tmp_path, monkeypatch, capsys):
   assert compare.main(["--fast", "--out", str(tmp_path)]) == 0
   assert "dense-0-seed0: the loss is nan" in capsys.readouterr().err
   assert not (tmp_path / "table.md").exists()
+
+
+def test_runs_of_other_settings_are_not_compared(tmp_path, capsys):
+  command = ["--fast", "--out", str(tmp_path)]
+  folder = tmp_path / "runs" / "dense-0-seed0"
+  settings.write(folder, compare.parse(command).base)
+  kit.write_json(folder / "results.json", {})
+  with pytest.raises(SystemExit, match="epochs was 20 and is 3"):
+    compare.main([*command, "--epochs", "3", "--list"])
 
 
 def test_the_readme_has_the_committed_table():

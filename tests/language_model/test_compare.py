@@ -11,6 +11,7 @@ from tests.extras import needs
 needs("tensorboardX")
 needs("orbax.checkpoint")
 
+from examples import settings
 from examples.language_model import compare, report, train
 from examples.language_model.plan import LABELS
 
@@ -110,6 +111,19 @@ def test_short_runs_choose_two_learning_rates_and_whole_runs_one(tmp_path):
     f"{'rank_90_0.02':22} finished",
     f"{'rank_80':22} 0 of 3000 steps",
   ]
+
+
+def test_runs_of_other_settings_are_not_compared(tmp_path):
+  out = ["--out", str(tmp_path), "--only", "dense"]
+  args = compare.parse(out)
+  (trial, *_) = args.plan.trials("dense")
+  pretend(args, trial, 2.0)
+  settings.write(compare.folder_of(args, trial), compare.config_of(args, trial))
+  assert "rate_dense_0.002       finished" in compare.listed(args)
+  with pytest.raises(SystemExit, match="other settings: layers was 5 and is 2"):
+    compare.main([*out, "--layers", "2"])
+  with pytest.raises(SystemExit, match="seed was 0 and is 7"):
+    compare.main([*out, "--seed", "7", "--list"])
 
 
 def test_what_starts_from_the_dense_model_takes_the_better_one(tmp_path):
