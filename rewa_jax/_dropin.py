@@ -10,7 +10,7 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from rewa_jax._method import Method, holds_latents, is_node
+from rewa_jax._method import Method, holds_latents, is_node, maps_of
 from rewa_jax._power import wide_dtype
 from rewa_jax._transformations import ScaleByMethodState
 from rewa_jax._trees import (
@@ -55,7 +55,8 @@ def reparameterize(
   Latents are float32 (float64 where params are), and the truth while params
   are what the updates led them to: the state keeps a copy of those weights.
   Entries that are not, moved by a wrapper, a later part of a chain or the user,
-  get latents anew. So it trains inside any wrapper of optax.
+  get latents anew, and all of them do where the method's numbers have changed,
+  such as k. So it trains inside any wrapper of optax.
 
   Args:
     inner: the optimizer to run on latents, learning rate and decay included.
@@ -75,8 +76,8 @@ def reparameterize(
   Raises:
     ValueError: if the method's mask does not fit params or selects nothing by
       name, inner scales gradients by a method itself, as :func:`sgd` does, or
-      calls a function of weights, or params, updates and state do not belong
-      together.
+      calls a function of weights, params, updates and state do not belong
+      together, or the state is of another method.
     TypeError: if a selected leaf is not floating point.
 
   Examples:
@@ -145,7 +146,8 @@ def reparameterize(
       x, led_to = unbox(boxes[i]), unbox(weights[i])
       check_shape("params", paths[i], x, ours[0], led_to)
       leaves[i] = paths[i], jnp.asarray(x), led_to
-    adopted = _adopt(method, leaves, {i: nodes[i] for i in chosen})
+    is_new = _has_other_numbers(method, state.method)
+    adopted = _adopt(method, leaves, {i: nodes[i] for i in chosen}, is_new)
     nodes = [adopted.get(i, node) for i, node in enumerate(nodes)]
     for i in moving:
       grads[i] = _pull_back(method, paths[i], nodes[i], grads[i])
@@ -257,15 +259,34 @@ def adopt_weights(
   return jax.tree.map(adopt, opt_state, is_leaf=_is_ours)
 
 
-def _adopt(method, leaves, nodes):
-  """Returns nodes, latents anew where weights are not what updates led to."""
+def _has_other_numbers(method, of_state):
+  """Whether latents in the state stand for other weights by the method."""
+  of_state = jax.tree.map(unbox, of_state, is_leaf=is_node)
+  pairs = maps_of(of_state, method)
+  if pairs is None:
+    raise ValueError(
+      f"The state holds latents of {of_state}, but the optimizer is of {method}."
+      " Give both the same method, or make a new state by init."
+    )
+  return functools.reduce(jnp.logical_or, (a != b for a, b in pairs), False)
+
+
+def _adopt(method, leaves, nodes, is_new):
+  """Returns nodes, latents anew where weights are not what updates led to.
+
+  Args:
+    method: of the latents.
+    leaves: paths, params and what updates led them to.
+    nodes: latents in the state.
+    is_new: whether all of them are to be made anew.
+  """
 
   def adopt(nodes):
     return {i: adopt_leaf(leaves[i], node) for i, node in nodes.items()}
 
   def adopt_if_any(nodes):
     changes = [jnp.any(x != led_to) for _, x, led_to in leaves.values()]
-    any_change = functools.reduce(jnp.logical_or, changes, False)
+    any_change = functools.reduce(jnp.logical_or, changes, is_new)
     if isinstance(any_change, Tracer):
       return lax.cond(any_change, adopt, lambda nodes: nodes, nodes)
     return adopt(nodes) if any_change else nodes
@@ -273,7 +294,7 @@ def _adopt(method, leaves, nodes):
   def adopt_leaf(leaf, node):
     path, x, led_to = leaf
     values, treedef = jax.tree.flatten(node)
-    changed, x = x != led_to, x.astype(wide_dtype(x))
+    changed, x = (x != led_to) | is_new, x.astype(wide_dtype(x))
     if any(jnp.shape(y) != x.shape for y in values):
       # Weights share latents: the others go along, with all their digits.
       x = jnp.where(changed, x, method.exact_join(*values))

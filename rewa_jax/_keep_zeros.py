@@ -7,22 +7,29 @@ import jax.numpy as jnp
 import optax
 
 from rewa_jax._masks import Mask, kernels, select
-from rewa_jax._trees import check_params, check_shapes
+from rewa_jax._method import Method, is_node
+from rewa_jax._trees import (
+  check_params,
+  check_shapes,
+  is_parts,
+  leaf_path,
+  path_name,
+)
 
 
 class KeepZerosState(NamedTuple):
   """State of :func:`keep_zeros`.
 
   Attributes:
-    masks: bool arrays of the selected leaves, False where a weight is kept
-      zero, ``optax.MaskedNode`` elsewhere.
+    masks: bool arrays of the selected leaves, False where nothing may move,
+      ``optax.MaskedNode`` elsewhere.
   """
 
   masks: optax.Params
 
 
 def keep_zeros(
-  *, mask: Mask | None = kernels
+  *, mask: "Mask | None" = kernels, method: Method | None = None
 ) -> optax.GradientTransformationExtraArgs:
   """Keeps zero what is zero at ``init``, whatever momentum and decay want.
 
@@ -32,17 +39,20 @@ def keep_zeros(
   Args:
     mask: whose zeros are kept: a tree of bools with the structure of params or
       a prefix of it, a function that returns one, or None for all leaves.
-      ``method.decaying`` selects the latents of a method. Biases, which start
-      at zero, are not selected by default.
+      Biases, which start at zero, are not selected by default.
+    method: what params are latents of; its mask takes the place of mask, and
+      latents stay as they are where their weights are zero. None says that
+      params are weights, as behind the drop-in.
 
   Returns:
     A :class:`optax.GradientTransformationExtraArgs` whose updates are zero
-    where params were zero at ``init``, and as they are elsewhere.
+    where weights were zero at ``init``, and as they are elsewhere.
 
   Raises:
-    ValueError: if the mask does not fit params or selects nothing by name; on
-      ``update``, if params are missing or updates differ from them in structure
-      or shape.
+    ValueError: if the mask does not fit params or selects nothing by name,
+      params hold latents of several arrays for one without a method, or are not
+      latents of the method; on ``update``, if params are missing or updates
+      differ from them in structure or shape.
     TypeError: if a selected leaf is not floating point.
 
   Examples:
@@ -60,15 +70,13 @@ def keep_zeros(
     [ 1.5  0.  -1. ]
   """
 
+  if method is not None and mask is not kernels:
+    raise ValueError("mask and method both select leaves. Leave mask out.")
+
   def init_fn(params):
-    masks = jax.tree.map(
-      lambda is_selected, x: (
-        jnp.asarray(x) != 0 if is_selected else optax.MaskedNode()
-      ),
-      select(mask, params),
-      params,
-    )
-    return KeepZerosState(masks)
+    if method is None:
+      return KeepZerosState(_of_weights(mask, params))
+    return KeepZerosState(_of_latents(method, params))
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
@@ -84,3 +92,43 @@ def keep_zeros(
     return treedef.unflatten(kept), state
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _of_weights(mask, params):
+  """Returns where selected weights are not zero."""
+  for path, node in jax.tree_util.tree_leaves_with_path(
+    params, is_leaf=is_node
+  ):
+    if is_parts(node):
+      raise ValueError(
+        f"{path_name(leaf_path(path))} holds latents, several arrays for one,"
+        " which are not zero where their weights are. Pass their method."
+      )
+  return jax.tree.map(
+    lambda is_selected, x: (
+      jnp.asarray(x) != 0 if is_selected else optax.MaskedNode()
+    ),
+    select(mask, params),
+    params,
+  )
+
+
+def _of_latents(method, latents):
+  """Returns where latents serve a weight that is not zero."""
+
+  def of_one(_, node):
+    values, treedef = jax.tree.flatten(node)
+    used = method.exact_join(*map(jnp.asarray, values)) != 0
+    return treedef.unflatten(_for_any(used, jnp.shape(y)) for y in values)
+
+  return method.map_latents(
+    of_one,
+    latents,
+    lambda node: jax.tree.map(lambda _: optax.MaskedNode(), node),
+  )
+
+
+def _for_any(used, shape):
+  """Returns which entries of an array of that shape serve a used weight."""
+  shared = [axis for axis, n in enumerate(shape) if n != used.shape[axis]]
+  return jnp.any(used, axis=shared, keepdims=True)

@@ -350,17 +350,28 @@ def is_node(node: Any) -> bool:
 
 def _map_alike(one: Method, other: Method) -> bool:
   """Whether two methods take the same weights for latents, as far as known."""
-  if type(one) is not type(other):
-    return False
-  pairs = [
-    (getattr(one, field.name), getattr(other, field.name))
-    for field in dataclasses.fields(one)
-    if field.name != "mask" and field.metadata.get("maps", True)
-  ]
-  return all(
+  pairs = maps_of(one, other)
+  return pairs is not None and all(
     any(isinstance(value, Tracer) for value in pair) or pair[0] == pair[1]
     for pair in pairs
   )
+
+
+def maps_of(one: Method, other: Method) -> list[tuple[Any, Any]] | None:
+  """Returns pairs of the numbers that say which latents weights have.
+
+  None for two methods that differ in more than numbers.
+  """
+  if type(one) is not type(other):
+    return None
+  fields = [
+    (field, getattr(one, field.name), getattr(other, field.name))
+    for field in dataclasses.fields(one)
+    if field.name != "mask" and field.metadata.get("maps", True)
+  ]
+  if any(a != b for field, a, b in fields if field.metadata.get("static")):
+    return None
+  return [(a, b) for field, a, b in fields if not field.metadata.get("static")]
 
 
 # As flax.struct, but without __post_init__: it would see JAX's placeholders.

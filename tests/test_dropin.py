@@ -223,7 +223,7 @@ def test_only_a_cpu_waits_for_whether_weights_were_changed(platform, waits):
   solver = drop_in()
   traced = jax.jit(solver.update).trace(params, solver.init(params), params)
   text = traced.lower(lowering_platforms=(platform,)).as_text()
-  assert ("stablehlo.or" in text) == waits
+  assert ("applies stablehlo.or" in text) == waits
 
 
 def test_scan_and_vmap_over_hyperparameters():
@@ -599,6 +599,42 @@ def test_several_drop_ins_adopt_weights_each_by_its_own_method(labels, mask):
   updates, _ = solver.update(zero, adopted, loaded)
   for update in jax.tree.leaves(updates):
     np.testing.assert_allclose(update, 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("through", [lambda f: f, jax.jit])
+def test_a_state_of_another_k_leads_to_the_same_weights(through):
+  params = {"w": jnp.array([8.0, -1.0, 0.5, 0.0])}
+  zeros = {"w": jnp.zeros(4)}
+  state = rewa_jax.reparameterize(optax.sgd(0.1), rewa_jax.Rewa(k=3)).init(
+    params
+  )
+  solver = rewa_jax.reparameterize(optax.sgd(0.1), rewa_jax.Rewa(k=9))
+  updates, state = through(solver.update)(zeros, state, params)
+  np.testing.assert_allclose(updates["w"], 0, atol=1e-5)
+  latents = np.float64([8, -1, 0.5, 0])
+  latents = np.sign(latents) * np.abs(latents) ** (1 / 9)
+  np.testing.assert_allclose(state.latents["w"], latents, rtol=1e-6)
+
+
+def test_a_k_that_is_scheduled_moves_no_weights():
+  solver = optax.inject_hyperparams(
+    lambda k: rewa_jax.reparameterize(optax.sgd(0.1), rewa_jax.Rewa(k=k))
+  )(k=optax.linear_schedule(3, 4, 10))
+  params = {"w": jnp.array([8.0, -1.0, 0.5])}
+  state = solver.init(params)
+  for _ in range(10):
+    updates, state = solver.update({"w": jnp.zeros(3)}, state, params)
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_allclose(params["w"], [8, -1, 0.5], rtol=1e-5)
+
+
+def test_a_state_of_another_method_is_refused():
+  params = {"w": jnp.array([8.0, 1.0])}
+  spred = rewa_jax.reparameterize(optax.sgd(0.1), rewa_jax.baselines.spred())
+  other = rewa_jax.baselines.HadamardDifference(2)
+  solver = rewa_jax.reparameterize(optax.sgd(0.1), other)
+  with pytest.raises(ValueError, match="latents of Factor.* is of Hadamard"):
+    solver.update(params, spred.init(params), params)
 
 
 def test_adoption_takes_the_k_of_the_last_update():

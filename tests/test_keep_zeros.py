@@ -62,14 +62,22 @@ def test_weights_stay_zero_in_a_chain_of_their_own_or_a_drop_in(where):
   assert_fine_tuned(train(DROP_INS[where], PRUNED))
 
 
-@pytest.mark.parametrize(
-  "method",
-  [REWA, baselines.PowerPropagation(2), baselines.spred(offset=0)],
-)
-def test_latents_stay_zero_and_so_do_their_weights(method):
+METHODS = [
+  REWA,
+  baselines.PowerPropagation(2),
+  baselines.spred(),
+  baselines.spred(offset=0),
+  baselines.HadamardDifference(2),
+  baselines.deep_weight_factorization(3),
+  baselines.GroupedRewa(3, "output"),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_latents_stay_where_their_weights_are_zero(method):
   solver = optax.chain(
     rewa_jax.sgd(0.05, method, weight_decay=0.1, momentum=0.9),
-    rewa_jax.keep_zeros(mask=method.decaying),
+    rewa_jax.keep_zeros(method=method),
   )
   latents = train(
     solver,
@@ -79,13 +87,40 @@ def test_latents_stay_zero_and_so_do_their_weights(method):
   assert_fine_tuned(method.to_weights(latents))
 
 
-def test_latents_of_nnx_stay_zero():
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_latents_inside_the_drop_in_stay(method):
+  inner = optax.chain(
+    optax.adamw(0.05, weight_decay=0.1, mask=method.decaying),
+    rewa_jax.keep_zeros(method=method),
+  )
+  assert_fine_tuned(train(rewa_jax.reparameterize(inner, method), PRUNED))
+
+
+def test_an_array_that_many_weights_share_stays_where_all_of_them_are_zero():
+  method = baselines.GroupedRewa(3, "output")
+  params = {"kernel": jnp.array([[0.0, 2.0], [0.0, 0.0]])}
+  latents = method.to_latents(params)
+  masks = rewa_jax.keep_zeros(method=method).init(latents).masks["kernel"]
+  shared = [m for m in jax.tree.leaves(masks) if m.shape != (2, 2)]
+  np.testing.assert_array_equal(jnp.concatenate(shared), [[False, True]])
+
+
+def test_latents_of_several_arrays_need_their_method():
+  latents = baselines.spred().to_latents(PRUNED)
+  with pytest.raises(ValueError, match="a/kernel holds latents, several arr"):
+    rewa_jax.keep_zeros().init(latents)
+  with pytest.raises(ValueError, match="mask and method both"):
+    rewa_jax.keep_zeros(mask=None, method=REWA)
+
+
+@pytest.mark.parametrize("method", [REWA, baselines.HadamardDifference(2)])
+def test_latents_of_nnx_stay_zero(method):
   bare = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
   bare.kernel[...] = PRUNED["a"]["kernel"]
-  model = rewa_jax.nnx.reparameterize(bare, REWA)
+  model = rewa_jax.nnx.reparameterize(bare, method)
   solver = optax.chain(
-    rewa_jax.sgd(0.1, REWA, weight_decay=0.1, momentum=0.9),
-    rewa_jax.keep_zeros(),
+    rewa_jax.sgd(0.1, method, weight_decay=0.1, momentum=0.9),
+    rewa_jax.keep_zeros(method=method),
   )
   optimizer = nnx.Optimizer(model, solver, wrt=nnx.Param)
   for _ in range(3):

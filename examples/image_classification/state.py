@@ -95,7 +95,7 @@ def make_setup(config: Config, bare: nn.Module, steps_per_epoch: int) -> Setup:
   optimizer = optax.chain(
     optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
     optimizer,
-    rewa_jax.keep_zeros() if config.prune else optax.identity(),
+    rewa_jax.keep_zeros(method=method) if config.prune else optax.identity(),
   )
   return Setup(bare, apply, optimizer, method)
 

@@ -216,11 +216,12 @@ def _product(
   contracting, batch = numbers
   if isinstance(matrix, sparse.BCOO) and not batch[0]:
     pair: Any = (matrix, other) if place == 0 else (other, matrix)
-    return sparse.bcoo_dot_general(*pair, dimension_numbers=numbers)
+    product: Any = sparse.bcoo_dot_general(*pair, dimension_numbers=numbers)
+    return product
   # Rows times columns, whichever way round the matrix stands there.
   if contracting[place] == (0 if is_transposed else 1,) and not batch[0]:
     columns = jnp.moveaxis(other, contracting[1 - place][0], 0)
-    product: Any = matrix @ columns.reshape(len(columns), -1)
+    product = matrix @ columns.reshape(len(columns), -1)
     product = product.reshape(-1, *columns.shape[1:])
     return jnp.moveaxis(product, 0, -1) if place else product
   return None
