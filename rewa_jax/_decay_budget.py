@@ -107,8 +107,9 @@ def measure_decay_budget(
   Args:
     solver: an optimizer, of weights or of latents, which needs no more than
       updates, state and params.
-    params: what it would train, or their shapes: every leaf is taken for ones
-      of a single entry, in float64 so that no step is lost to rounding.
+    params: what it would train, or their shapes: every leaf is taken for ones,
+      in float64 so that no step is lost to rounding, and of a single entry
+      unless masks are seen to look at sizes.
     steps: T, the number of updates, >= 1.
     mask: which leaves to look at: a tree of bools with the structure of params
       or a prefix of it, a function that returns one, or None for all.
@@ -121,7 +122,7 @@ def measure_decay_budget(
 
   Raises:
     ValueError: if steps < 1, params hold latents without a method or of
-      another, or the mask does not fit params or selects nothing by name.
+      another, or the mask does not fit params or selects nothing.
     TypeError: if a selected leaf is not floating point.
 
   Examples:
@@ -152,7 +153,18 @@ def measure_decay_budget(
 
   # The context, since an optimizer's own arrays must be float64 too.
   with jax.enable_x64(True):
-    first = _single_entries(params, method)
+    chosen = _chosen(params, mask, method)
+    if not any(chosen):
+      raise ValueError("The mask selects nothing, so there is no decay to see.")
+    first = _ones(params, method, lambda shape: (1,) * len(shape))
+    whole = jax.eval_shape(lambda: _ones(params, method, lambda shape: shape))
+    state, of_whole = (jax.eval_shape(solver.init, x) for x in (first, whole))
+    # Masks that look at sizes are others for single entries.
+    if (
+      jax.tree.structure(state) != jax.tree.structure(of_whole)
+      or _chosen(first, mask, method) != chosen
+    ):
+      first = _ones(params, method, lambda shape: shape)
 
     @jax.jit
     def run():
@@ -161,20 +173,36 @@ def measure_decay_budget(
 
     sizes = []
     for tree in (first, run()):
-      weights, chosen = weights_and_mask(tree, mask, method)
-      leaves = zip(selected(chosen, weights), jax.tree.leaves(weights))
-      sizes.append([np.abs(np.asarray(x).item()) for c, x in leaves if c])
+      weights, _ = weights_and_mask(tree, mask, method)
+      leaves = zip(chosen, jax.tree.leaves(weights))
+      sizes.append([np.abs(np.ravel(x)[0]) for c, x in leaves if c])
   with np.errstate(divide="ignore"):
-    return float(np.min(np.log(sizes[0]) - np.log(sizes[1]), initial=np.inf))
+    return float(np.min(np.log(sizes[0]) - np.log(sizes[1])))
 
 
-def _single_entries(params: Any, method: Method | None) -> Any:
-  """Returns params of one entry a leaf, those of weights that are 1."""
+def _chosen(
+  params: Any, mask: Mask | None, method: Method | None
+) -> list[bool]:
+  """Returns a bool for every leaf of weights: whether it is looked at."""
+  if method is None:
+    return selected(mask, params)
+  chosen = method.map_latents(lambda *_: True, params, lambda _: False)
+  return jax.tree.leaves(chosen)
+
+
+def _ones(params: Any, method: Method | None, shape_of: Any) -> Any:
+  """Returns params of weights that are 1.
+
+  Args:
+    params: a tree of arrays or their shapes.
+    method: what they are latents of.
+    shape_of: from the shape of a leaf to that of its ones.
+  """
 
   def one(x):
     is_floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)
     dtype = "float64" if is_floating else jnp.result_type(x)
-    return jnp.ones((1,) * jnp.ndim(x), dtype)
+    return jnp.ones(shape_of(jnp.shape(x)), dtype)
 
   if method is None:
     return jax.tree.map(one, params)

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from rewa_jax._checks import Scalar, check_number
 from rewa_jax._decay_budget import rates_of_steps, sum_of_steps
 from rewa_jax._groups import Groups
-from rewa_jax._method import Method
+from rewa_jax._method import Method, check_method
 from rewa_jax._power import wide_dtype
 from rewa_jax._quantile import as_float, count
 from rewa_jax._ranking import (
@@ -95,7 +95,7 @@ def decay_by_rank(
       the scope ``"leaf"``; :func:`erdos_renyi_kernel` makes one.
     learning_rate: :math:`\eta_t` of the optimizer, a number or a schedule,
       from which low and high are computed; not applied here.
-    steps: how many updates there will be, >= 1. In ``optax.MultiSteps`` those
+    steps: how many updates there will be, >= 2. In ``optax.MultiSteps`` those
       of the optimizer inside.
     low: :math:`\lambda_\text{low}` >= 0, a number or a schedule: about half the
       weight decay that would give this sparsity by itself.
@@ -144,6 +144,7 @@ def decay_by_rank(
     >>> optax.tree.get(state, "strong")["w"]
     Array([False, False, False, False], dtype=bool)
   """
+  check_method(method)
   check_ranking(sparsity, scope, groups)
   for share in jax.tree.leaves(sparsity):
     if not isinstance(share, Tracer) and share == 1:
@@ -153,7 +154,7 @@ def decay_by_rank(
       "steps must be a Python integer, got a traced one. Under"
       " optax.inject_hyperparams name steps in its static_args."
     )
-  check_number("steps", steps, at_least=1)
+  check_number("steps", steps, at_least=2)
   begin = steps // 10 if begin is None else begin
   end = max(7 * steps // 10, begin + 1) if end is None else end
   check_number("begin", begin, at_least=0)
@@ -281,6 +282,9 @@ def _shares(method, latents, strong):
     lambda _, node: weights.append(jnp.asarray(unbox(method.weights_of(node)))),
     latents,
   )
+  if not weights:
+    # The part of a partitioned tree that has none of them.
+    return jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
   weights = [x.astype(wide_dtype(x)) for x in weights]
   size = float(sum(x.size for x in weights))
   left, squares = map(sum, zip(*map(_number_and_squares, strong, weights)))
@@ -318,6 +322,11 @@ def _check_strength(method, low, high, learning_rate, begin, end, steps):
   if any(isinstance(x, Tracer) for x in (high, budget, peak)):
     return
   budget = float(budget)
+  if not budget and float(high):
+    raise ValueError(
+      f"The learning rates of the {steps - end} updates from end = {end} on are"
+      " all 0, so no weight would vanish. Is the schedule shorter than steps?"
+    )
   if budget < _ENOUGH:
     raise ValueError(
       f"high = {high:.2g} has a decay budget of {budget:.2g} in the"

@@ -10,7 +10,13 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from rewa_jax._method import Method, holds_latents, is_node, maps_of
+from rewa_jax._method import (
+  Method,
+  check_method,
+  holds_latents,
+  is_node,
+  maps_of,
+)
 from rewa_jax._power import wide_dtype
 from rewa_jax._transformations import ScaleByMethodState
 from rewa_jax._trees import (
@@ -78,7 +84,7 @@ def reparameterize(
       name, inner scales gradients by a method itself, as :func:`sgd` does, or
       calls a function of weights, params, updates and state do not belong
       together, or the state is of another method.
-    TypeError: if a selected leaf is not floating point.
+    TypeError: if a selected leaf is not floating point, or method is none.
 
   Examples:
     >>> import jax
@@ -109,6 +115,7 @@ def reparameterize(
     Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithms 1
     and 2
   """
+  check_method(method)
   inner = optax.with_extra_args_support(inner)
 
   def init_fn(params: Any) -> Any:
@@ -265,8 +272,8 @@ def _has_other_numbers(method, of_state):
   pairs = maps_of(of_state, method)
   if pairs is None:
     raise ValueError(
-      f"The state holds latents of {of_state}, but the optimizer is of {method}."
-      " Give both the same method, or make a new state by init."
+      f"The state holds latents of {of_state}, but the optimizer is of"
+      f" {method}. Give both the same method, or make a new state by init."
     )
   return functools.reduce(jnp.logical_or, (a != b for a, b in pairs), False)
 

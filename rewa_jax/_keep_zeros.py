@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from rewa_jax._masks import Mask, kernels, select
-from rewa_jax._method import Method, is_node
+from rewa_jax._method import Method, check_method, is_node
 from rewa_jax._trees import (
   check_params,
   check_shapes,
@@ -70,8 +70,10 @@ def keep_zeros(
     [ 1.5  0.  -1. ]
   """
 
-  if method is not None and mask is not kernels:
-    raise ValueError("mask and method both select leaves. Leave mask out.")
+  if method is not None:
+    check_method(method)
+    if mask is not kernels:
+      raise ValueError("mask and method both select leaves. Leave mask out.")
 
   def init_fn(params):
     if method is None:

@@ -153,9 +153,10 @@ def _chosen(mask: Any, params: Any, paths: list[Path]) -> list[bool]:
     mask = mask(_inside(params))
   elif jnp.isscalar(mask) and paths != [()]:
     raise TypeError(
-      f"mask must be a tree of bools, a function or None, got {mask!r}. Under"
-      " optax.inject_hyperparams a function is taken for a schedule: name mask"
-      " in its static_args, or let a method carry the mask."
+      "mask must be a tree of bools, a function, or None for all leaves, got"
+      f" {mask!r}. Under optax.inject_hyperparams a function is taken for a"
+      " schedule, of which such a value comes: name mask in its static_args, or"
+      " let a method carry the mask."
     )
   in_variables = _is_variables(mask)
   for path, mark in jax.tree_util.tree_leaves_with_path(mask):

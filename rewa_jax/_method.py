@@ -18,6 +18,7 @@ from rewa_jax._trees import (
   is_box,
   is_parts,
   leaf_path,
+  outline,
   parts_of,
   path_name,
   unbox,
@@ -235,26 +236,13 @@ class Method:
       chosen = [NNX_LATENTS in path for path in paths]
     else:
       weights = [
-        self._outline(path, node) if is_parts(node) else node
+        outline(path_name(path), node) if is_parts(node) else node
         for path, node in zip(paths, nodes)
       ]
       chosen = selected(self.mask, treedef.unflatten(weights))
     for is_chosen, path, node in zip(chosen, paths, nodes):
       self._check_node(is_chosen, path, node)
     return chosen
-
-  def _outline(self, path: Path, node: Any) -> jax.ShapeDtypeStruct:
-    """Returns the shape and dtype of the weights that a node stands for."""
-    values = jax.tree.leaves(node)
-    shapes = [jnp.shape(value) for value in values]
-    try:
-      shape = jnp.broadcast_shapes(*shapes)
-    except ValueError as error:
-      raise ValueError(
-        f"{path_name(path)} holds arrays whose shapes do not go together:"
-        f" {', '.join(map(str, shapes))}."
-      ) from error
-    return jax.ShapeDtypeStruct(shape, jnp.result_type(values[0]))
 
   def _check_node(self, is_chosen: bool, path: Path, node: Any) -> None:
     name, stored = path_name(path), len(jax.tree.leaves(node))
@@ -281,6 +269,15 @@ class Method:
         )
 
 
+def check_method(method: Any) -> None:
+  """Raises unless it is a method."""
+  if not isinstance(method, Method):
+    raise TypeError(
+      "method must be a rewa_jax.Method, such as rewa_jax.Rewa(k=9), got"
+      f" {method!r} of type {type(method).__name__}."
+    )
+
+
 def weights_and_mask(
   params: Any, mask: Mask | None, method: Method | None
 ) -> tuple[Any, Mask | None]:
@@ -291,6 +288,7 @@ def weights_and_mask(
       or mask and method disagree.
   """
   if method is not None:
+    check_method(method)
     if mask is not kernels and mask is not method.mask:
       raise ValueError(
         f"mask and method both say which leaves have latents, mask {mask} and"

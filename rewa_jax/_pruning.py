@@ -9,6 +9,7 @@ from rewa_jax._checks import Scalar, check_number
 from rewa_jax._groups import Groups
 from rewa_jax._masks import Mask, kernels, selected
 from rewa_jax._method import Method, weights_and_mask
+from rewa_jax._power import as_wide
 from rewa_jax._ranking import Scope, check_ranking, largest
 
 
@@ -80,7 +81,8 @@ def prune(
       )
     chosen = selected(mask, weights)
     ranked = [leaf for c, leaf in zip(chosen, jax.tree.leaves(weights)) if c]
-    kept = [~(jnp.abs(leaf) <= threshold) for leaf in ranked]
+    # Wide, or a threshold would be rounded to sixteen bits.
+    kept = [~(jnp.abs(as_wide(leaf)) <= threshold) for leaf in ranked]
     return _keep(weights, chosen, kept)
   if sparsity is not None and threshold is None:
     return prune_to(weights, sparsity, scope, groups, mask)

@@ -14,7 +14,7 @@ from rewa_jax._checks import check_number
 from rewa_jax._groups import Groups, check_groups, group_axes, group_norms
 from rewa_jax._masks import Mask, for_leaves, kernels, selected
 from rewa_jax._quantile import above_quantile
-from rewa_jax._trees import bare_path, path_name
+from rewa_jax._trees import bare_path, is_parts, outline, path_name
 
 # Signatures quote it: help() would spell out every type behind it.
 Scope = Literal["global", "leaf"] | str
@@ -143,15 +143,15 @@ def erdos_renyi_kernel(
 
   Args:
     params: a tree of weights, or their shapes; of an NNX model that stores
-      latents its state.
+      latents, of whatever method, its state.
     sparsity: the share of zeros among all selected weights, 0 to 1.
     mask: which leaves are sparse: a tree of bools with the structure of params
       or a prefix of it, a function of params that returns one, or None for all.
 
   Returns:
-    A tree of shares of the structure of params, 0 on leaves not selected:
-    a ``sparsity`` for :func:`prune` and :func:`decay_by_rank` with the scope
-    ``"leaf"``.
+    A tree of shares of the structure of params, one for each array of weights,
+    0 on leaves not selected: a ``sparsity`` for :func:`prune` and
+    :func:`decay_by_rank` with the scope ``"leaf"``.
 
   Raises:
     ValueError: if sparsity is out of range, or the mask does not fit params or
@@ -172,8 +172,14 @@ def erdos_renyi_kernel(
     <https://arxiv.org/abs/1911.11134>`_, 2020, Section 3, (1)
   """
   check_number("sparsity", sparsity, at_least=0, at_most=1)
-  leaves, treedef = jax.tree.flatten(params)
-  chosen = selected(mask, params)
+  nodes, treedef = jax.tree_util.tree_flatten_with_path(
+    params, is_leaf=is_parts
+  )
+  leaves = [
+    outline(path_name(path), node) if is_parts(node) else node
+    for path, node in nodes
+  ]
+  chosen = selected(mask, treedef.unflatten(leaves))
   shapes = [jnp.shape(x) for x in leaves]
   sizes = np.array([c * math.prod(s) for c, s in zip(chosen, shapes)], float)
   weights = np.array([c * sum(s) for c, s in zip(chosen, shapes)], float)
@@ -209,6 +215,11 @@ def _block(scope: str) -> tuple[int, int] | None:
 def _losers(path: str, x: jax.Array, n: int, m: int) -> jax.Array:
   """Returns |x|, infinite where it is among the n largest of its m."""
   # The innermost of the input axes, along which kernels multiply.
+  if x.ndim < 2:
+    raise ValueError(
+      f"{path} of shape {x.shape} has no inputs and outputs, of which blocks of"
+      f" {m} are made. Pass a mask that is False there."
+    )
   axis = group_axes("input", path, x)[-1]
   if x.shape[axis] % m:
     raise ValueError(

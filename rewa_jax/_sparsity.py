@@ -14,6 +14,7 @@ from jax.core import Tracer
 from rewa_jax._checks import Scalar, check_number
 from rewa_jax._masks import Mask, kernels, selected
 from rewa_jax._method import Method, weights_and_mask
+from rewa_jax._power import as_wide
 from rewa_jax._quantile import BASE, Count, add, as_float, count
 from rewa_jax._trees import path_name
 
@@ -225,5 +226,6 @@ def count_nonzero(
 
 @jax.jit
 def _count_nonzero(leaf, threshold):
-  # Not abs(leaf) > threshold: NaN is no zero.
-  return count([~(jnp.abs(leaf) <= threshold)])
+  # Not abs(leaf) > threshold: NaN is no zero. Wide, or a threshold would be
+  # rounded to sixteen bits.
+  return count([~(jnp.abs(as_wide(leaf)) <= threshold)])

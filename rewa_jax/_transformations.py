@@ -9,7 +9,7 @@ import optax
 from rewa_jax._checks import Gradient, Scalar, check_number
 from rewa_jax._decay_by_rank import decay_by_rank
 from rewa_jax._masks import Mask, kernels, transform_selected
-from rewa_jax._method import Method
+from rewa_jax._method import Method, check_method
 from rewa_jax._rewa import Rewa
 
 # The mild decay where a sparsity s is asked for, times the method's degree and
@@ -57,6 +57,7 @@ def scale_by_method(
     >>> print(updates["w"], updates["b"])
     [2. 0.] [1.]
   """
+  check_method(method)
   scale = transform_selected(
     lambda path, g, y: method.scale(g, y), method.decaying
   )
@@ -206,6 +207,7 @@ def sgd(
   """
   rule = optax.identity()
   if momentum is not None:
+    check_number("momentum", momentum, at_least=0, at_most=1)
     rule = optax.trace(decay=momentum, nesterov=nesterov)
   mild = _MILD_SGD * (1 if momentum is None else 1 - momentum)
   return _chain(
@@ -457,6 +459,7 @@ def _chain(
   mild: "Scalar",
   least: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
+  check_method(method)
   if weight_decay is not None and not callable(weight_decay):
     check_number("weight_decay", weight_decay, at_least=0)
   if sparsity is not None and steps is not None:

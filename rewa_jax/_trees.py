@@ -61,6 +61,20 @@ def is_parts(node: Any) -> bool:
   )
 
 
+def outline(name: str, parts: Any) -> jax.ShapeDtypeStruct:
+  """Returns the shape and dtype of the weights that several arrays are for."""
+  values = jax.tree.leaves(parts)
+  shapes = [jnp.shape(value) for value in values]
+  try:
+    shape = jnp.broadcast_shapes(*shapes)
+  except ValueError as error:
+    raise ValueError(
+      f"{name} holds arrays whose shapes do not go together:"
+      f" {', '.join(map(str, shapes))}."
+    ) from error
+  return jax.ShapeDtypeStruct(shape, jnp.result_type(values[0]))
+
+
 def strip_part(path: Path) -> Path:
   """Returns the path of the array that a part stands for."""
   return path[:-1] if path and _PART.fullmatch(path[-1]) else path

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax.core import lift
 from flax.linen import transforms
 
-from rewa_jax._method import Method, is_node
+from rewa_jax._method import Method, check_method, is_node
 from rewa_jax._trees import is_box, unbox, with_paths
 
 
@@ -78,6 +78,7 @@ class Reparameterized(nn.Module):
 
   def __post_init__(self):
     super().__post_init__()
+    check_method(self.method)
     self._share_scope()
 
   # Flax would record a wrapped call as one more call of the module.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import threading
 import types
 from collections.abc import Callable, Iterable
@@ -12,7 +13,12 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 from jax import lax
 
-from rewa_jax._method import Method, refuse_latents, refuse_weights
+from rewa_jax._method import (
+  Method,
+  check_method,
+  refuse_latents,
+  refuse_weights,
+)
 from rewa_jax._trees import NNX_LATENTS, is_box, is_parts, leaf_names, unbox
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -151,6 +157,11 @@ class Reparameterized(nnx.Module, Generic[Model]):
     slots = {id(slot): path for path, slot in self._slots().items()}
     if value is self.model:
       return self
+    if inspect.isgenerator(value):
+      raise AttributeError(
+        f"{name} of {type(self.model).__name__} returns a generator, which runs"
+        " when the Params are empty again: call it of weights()."
+      )
     for _, leaf in nnx.iter_graph(value):
       if id(leaf) in slots:
         raise AttributeError(
@@ -221,6 +232,7 @@ def reparameterize(
   References:
     Xu et al., `ReWA <https://arxiv.org/abs/2605.25134>`_, 2026, Algorithm 1
   """
+  check_method(method)
   model = _copied(model)
   state = nnx.state(model, nnx.Param)
   # As stored: a Param may hand out something else than it holds.

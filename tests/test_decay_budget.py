@@ -136,3 +136,26 @@ def test_bad_input_is_refused():
       rewa_jax.decay_budget(*args)
   with pytest.raises(ValueError, match="budget must be"):
     rewa_jax.weight_decay_for(-1, 9, 0.1, 10)
+
+
+def test_masks_that_look_at_sizes_see_them():
+  params = {"kernel": jnp.ones((20, 30)), "bias": jnp.zeros(30)}
+  rewa = rewa_jax.Rewa(
+    k=9, mask=lambda params: jax.tree.map(lambda x: x.size > 100, params)
+  )
+  dropin = rewa_jax.reparameterize(optax.adamw(0.1, weight_decay=0.1), rewa)
+  budget = rewa_jax.measure_decay_budget(dropin, params, 100)
+  assert budget == pytest.approx(-9 * 100 * math.log(1 - 0.01), rel=1e-6)
+  latents = rewa.to_latents(params)
+  for decay in (0.0, 0.1):
+    sgd = rewa_jax.sgd(0.1, rewa, weight_decay=decay)
+    budget = rewa_jax.measure_decay_budget(sgd, latents, 100, method=rewa)
+    assert budget == pytest.approx(-900 * math.log(1 - 0.1 * decay), rel=1e-6)
+
+
+def test_a_mask_that_selects_nothing_is_refused():
+  params = {"kernel": jnp.ones(2)}
+  with pytest.raises(ValueError, match="selects nothing"):
+    rewa_jax.measure_decay_budget(
+      optax.sgd(0.1), params, 10, mask={"kernel": False}
+    )

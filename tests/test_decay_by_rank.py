@@ -589,7 +589,7 @@ def test_updates_keep_the_dtype_of_params():
   [
     (dict(sparsity=1.5), "sparsity must be .* >= 0 and <= 1, got 1.5"),
     (dict(sparsity=1.0), "sparsity must be below 1"),
-    (dict(steps=0), "steps must be .* >= 1, got 0"),
+    (dict(steps=1), "steps must be .* >= 2, got 1"),
     (dict(begin=90, end=90), "end - begin must be .* >= 1, got 0"),
     (dict(end=100), "steps - end must be .* >= 1, got 0"),
     (dict(every=0), "every must be .* >= 1, got 0"),
@@ -614,6 +614,25 @@ def test_bad_arguments_are_named(options, message):
     rewa_jax.decay_by_rank(
       REWA, options.pop("sparsity"), 0.1, options.pop("steps"), **options
     )
+
+
+def test_a_schedule_that_is_over_before_the_steps_are_is_said():
+  schedule = optax.cosine_decay_schedule(0.1, 100)
+  with pytest.raises(ValueError, match="from end = 210 on are all 0"):
+    rewa_jax.sgd(schedule, REWA, sparsity=0.5, steps=300)
+
+
+@pytest.mark.parametrize("through", [lambda f: f, jax.jit])
+def test_a_part_of_a_tree_without_latents_is_left_alone(through):
+  asked = rewa_jax.sgd(0.1, REWA, sparsity=0.5, steps=20)
+  solver = optax.partition(
+    {"sparse": asked, "plain": optax.sgd(0.1)}, {"a": "plain"}
+  )
+  params = {"a": {"kernel": jnp.ones(3)}}
+  state = solver.init(params)
+  for _ in range(5):
+    updates, state = through(solver.update)(params, state, params)
+  np.testing.assert_allclose(updates["a"]["kernel"], -0.1, rtol=1e-6)
 
 
 def test_shares_of_leaves_that_do_not_exist_are_named():

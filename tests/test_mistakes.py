@@ -272,3 +272,23 @@ def test_a_mask_function_is_no_schedule():
 
 def is_variable(node):
   return isinstance(node, nnx.Variable)
+
+
+@pytest.mark.parametrize("method", [9, rewa_jax.Rewa, optax.sgd(0.1)])
+@pytest.mark.parametrize(
+  "use",
+  [
+    lambda method: rewa_jax.sgd(0.1, method, weight_decay=0.1),
+    lambda method: rewa_jax.adamw(0.1, method, sparsity=0.5, steps=100),
+    lambda method: rewa_jax.scale_by_method(method),
+    lambda method: rewa_jax.reparameterize(optax.sgd(0.1), method),
+    lambda method: rewa_jax.decay_by_rank(method, 0.5, 0.1, 100, low=0.1),
+    lambda method: rewa_jax.keep_zeros(method=method),
+    lambda method: rewa_jax.sparsity({"kernel": jnp.ones(2)}, method=method),
+    lambda method: rewa_jax.linen.Reparameterized(BARE, method),
+    lambda method: rewa_jax.nnx.reparameterize(Network(), method),
+  ],
+)
+def test_what_is_no_method_is_said(use, method):
+  with pytest.raises(TypeError, match="method must be a rewa_jax.Method, such"):
+    use(method)

@@ -371,6 +371,22 @@ def test_params_that_are_empty_outside_of_calls_are_not_handed_out(take):
     take(model)
 
 
+def test_a_generator_is_refused_since_it_runs_outside_of_the_call():
+  class Stream(nnx.Module):
+    def __init__(self):
+      self.layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+    def stream(self, x):
+      for _ in range(2):
+        x = self.layer(x)
+        yield x
+
+  model = rewa_jax.nnx.reparameterize(Stream(), rewa_jax.Rewa(k=3))
+  with pytest.raises(AttributeError, match="stream of Stream returns a gen"):
+    model.stream(jnp.ones((1, 2)))
+  assert len(list(model.weights().stream(jnp.ones((1, 2))))) == 2
+
+
 def test_sown_values_of_a_method_are_captured():
   bare = Sows(nnx.Rngs(0))
   model = rewa_jax.nnx.reparameterize(bare, REWA)

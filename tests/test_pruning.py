@@ -202,3 +202,13 @@ def test_dtypes_are_kept(dtype):
 def test_bad_input_to_prune_is_refused(how, message):
   with pytest.raises(ValueError, match=message):
     rewa_jax.prune(PARAMS, **how)
+
+
+def test_a_threshold_is_not_rounded_to_sixteen_bits():
+  x = jnp.array([0.1001, 0.0996], jnp.bfloat16)
+  assert 0.1 < float(x[0]) == float(jnp.bfloat16(0.1))
+  pruned, _ = rewa_jax.prune({"kernel": x}, threshold=0.1)
+  assert (pruned["kernel"] != 0).tolist() == [True, False]
+  assert pruned["kernel"].dtype == jnp.bfloat16
+  report = rewa_jax.sparsity({"kernel": x}, threshold=0.1)
+  assert int(report.total_nonzero) == 1

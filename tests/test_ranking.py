@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import rewa_jax
 from rewa_jax import baselines
@@ -134,3 +135,22 @@ def test_erdos_renyi_kernel_spares_scalars_and_what_is_empty():
 def test_what_does_not_fit_is_named(options, message):
   with pytest.raises(ValueError, match=message):
     rewa_jax.prune(PARAMS, **({"sparsity": 0.5} | options))
+
+
+@pytest.mark.parametrize(
+  "method",
+  [rewa_jax.Rewa(k=3), baselines.HadamardDifference(2), baselines.spred()],
+  ids=str,
+)
+def test_erdos_renyi_kernel_takes_the_state_of_an_nnx_model(method):
+  bare = nnx.Sequential(
+    nnx.Linear(40, 50, rngs=nnx.Rngs(0)), nnx.Linear(50, 2, rngs=nnx.Rngs(1))
+  )
+  wanted = rewa_jax.erdos_renyi_kernel(nnx.state(bare, nnx.Param), 0.8)
+  model = rewa_jax.nnx.reparameterize(bare, method)
+  shares = rewa_jax.erdos_renyi_kernel(nnx.state(model, nnx.Param), 0.8)
+  assert sorted(jax.tree.leaves(shares)) == sorted(jax.tree.leaves(wanted))
+  decay = rewa_jax.decay_by_rank(
+    method, shares, 0.1, 200, low=0.1, scope="leaf"
+  )
+  nnx.Optimizer(model, decay, wrt=nnx.Param)
