@@ -112,11 +112,23 @@ def read(run: pathlib.Path, config: type[C]) -> C:
   if not path.exists():
     raise FileNotFoundError(f"{run} holds no run: it has no config.json.")
   try:
-    return config(**json.loads(path.read_text()))
-  except (TypeError, ValueError) as error:
+    values = json.loads(path.read_text())
+    for field in dataclasses.fields(config):
+      _check(field, values.get(field.name, field.default))
+    return config(**values)
+  except (AttributeError, TypeError, ValueError) as error:
     raise ValueError(
       f"{path} does not hold the settings of this program: {error}."
     ) from error
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+  """Raises unless a value is of the type and among the words of a field."""
+  kinds = (int, float) if field.type is float else (field.type,)
+  is_kind = type(value) in kinds
+  if not is_kind or value not in (field.metadata["choices"] or (value,)):
+    names = " or ".join(field.metadata["choices"]) or field.type.__name__
+    raise ValueError(f"{field.name} must be {names}, got {value!r}")
 
 
 def write(run: pathlib.Path, config: Any) -> None:

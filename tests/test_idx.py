@@ -75,3 +75,24 @@ def test_a_head_that_promises_more_than_the_file_costs_no_memory(folder, shape):
     assert tracemalloc.get_traced_memory()[1] < 100_000
   finally:
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+  ("name", "values", "message"),
+  [
+    (NAMES[0], LABELS, "train-images-idx3-ubyte should have 3 axes, it has 1"),
+    (NAMES[2], IMAGES[:, :20], "28 by 28 pixels and test images of 20 by 28"),
+    (NAMES[3], np.uint8([3, 8]), "has label 8 at byte 9, but train .* below 8"),
+  ],
+)
+def test_what_does_not_go_together_is_named(folder, name, values, message):
+  write_idx(folder / name, values)
+  with pytest.raises(ValueError, match=message):
+    idx.load(folder)
+
+
+def test_a_data_set_without_test_images_is_an_error(folder):
+  write_idx(folder / NAMES[2], IMAGES[:0])
+  write_idx(folder / NAMES[3], LABELS[:0])
+  with pytest.raises(ValueError, match="has no t10k images"):
+    idx.load(folder)

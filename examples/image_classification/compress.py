@@ -96,14 +96,14 @@ def draw_curves(args: argparse.Namespace, out: pathlib.Path) -> None:
   for row in rows:
     print("  ".join(f"{name} {value}" for name, value in row.items()))
   figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-  for run in args.runs:
-    own = [row for row in rows if row["run"] == run.name]
+  for run, name in zip(args.runs, _names(args.runs)):
+    own = [row for row in rows if row["run"] == name]
     axes.plot(
       [row["compression"] for row in own],
       [100 * row["test"] for row in own],
       "o-",
       markersize=3,
-      label=f"{run.name} ({settings.read(run, Config).method})",
+      label=f"{name} ({settings.read(run, Config).method})",
     )
   axes.set(xscale="log", xlabel="compression", ylabel="test accuracy, %")
   best = 100 * max(row["test"] for row in rows)
@@ -152,8 +152,8 @@ def write_table(args: argparse.Namespace, out: pathlib.Path) -> None:
 
 def _measure_all(args):
   rows = [
-    row
-    for run in args.runs
+    row | {"run": name}
+    for run, name in zip(args.runs, _names(args.runs))
     for row in measure(run, THRESHOLDS, args.recalibrate)
   ]
   if len(set(map(tuple, rows))) > 1:
@@ -162,6 +162,12 @@ def _measure_all(args):
       " in common."
     )
   return rows
+
+
+def _names(runs):
+  """Returns names of folders, or paths where two have the same name."""
+  names = [run.name for run in runs]
+  return names if len({*names}) == len(names) else list(map(str, runs))
 
 
 def measure(

@@ -66,7 +66,7 @@ class Config:
   batch_size: int = setting(128, "of all devices together", least=1)
   momentum: float = setting(0.9, "of SGD")
   clip: float = setting(1.0, "largest global norm of gradients; 0 for any")
-  label_smoothing: float = setting(0.0, "0 to 1")
+  label_smoothing: float = setting(0.0, "0 to less than 1")
   ema: float = setting(
     0.0, "decay of the average of params that is evaluated; 0 for none"
   )
@@ -223,6 +223,10 @@ def check(config: Config) -> None:
   method, sparsity = config.method, config.sparsity
   if not 0 <= sparsity < 1:
     raise ValueError(f"sparsity must be 0 to less than 1, got {sparsity}.")
+  for name in ("label_smoothing", "ema"):
+    value = getattr(config, name)
+    if not 0 <= value < 1:
+      raise ValueError(f"{name} must be 0 to less than 1, got {value}.")
   if method == "gmp" and not sparsity:
     raise ValueError("method gmp needs a sparsity above 0, got 0.")
   if config.prune and not config.start:

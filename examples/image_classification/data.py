@@ -89,20 +89,18 @@ def _read(folder):
     return _digits()
   if (folder / "train-images-idx3-ubyte").exists():
     images, labels, test_images, test_labels = idx.load_bytes(folder)
-    classes = int(labels.max()) + 1
-    wrong = np.flatnonzero(test_labels >= classes)
-    if len(wrong):
-      raise ValueError(
-        f"{folder / 't10k-labels-idx1-ubyte'} has label {test_labels[wrong[0]]}"
-        f" at byte {8 + wrong[0]}, but train labels are below {classes}."
-      )
     return (
       Split(images[..., None], labels),
       Split(test_images[..., None], test_labels),
-      classes,
+      int(labels.max()) + 1,
     )
   if (folder / "data_batch_1.bin").exists():
     names = sorted(path.name for path in folder.glob("data_batch_*.bin"))
+    wanted = [f"data_batch_{i}.bin" for i in range(1, len(names) + 1)]
+    if names != wanted:
+      raise FileNotFoundError(
+        f"{folder} lacks {min(set(wanted) - set(names))}."
+      )
     return _cifar(folder, names, "test_batch.bin", 10, label_bytes=1)
   if (folder / "train.bin").exists():
     return _cifar(folder, ["train.bin"], "test.bin", 100, label_bytes=2)

@@ -63,7 +63,12 @@ class Memory:
         f"batch_size must be at most the {len(dataset.train.labels)} train"
         f" images, got {config.batch_size}."
       )
-    size = config.resolution or dataset.train.images.shape[1]
+    height, width = dataset.train.images.shape[1:3]
+    if height != width:
+      raise ValueError(
+        f"images must be squares, got {height} by {width} pixels."
+      )
+    size = config.resolution or height
     self.shape = (1, size, size, dataset.train.images.shape[3])
 
   def train_batches(self, start: int) -> Generator[Batch, None, None]:

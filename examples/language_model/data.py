@@ -149,11 +149,13 @@ def _vocabulary(config, text, folder):
     ) from error
 
   path = folder / TOKENIZER
-  tokenizer = (
-    Tokenizer.from_file(str(path))
-    if path.exists()
-    else _train_tokenizer(text, config.tokenizer)
-  )
+  if path.exists():
+    try:
+      tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # The library raises no other.
+      raise ValueError(f"{path} holds no tokenizer: {error}.") from error
+  else:
+    tokenizer = _train_tokenizer(text, config.tokenizer)
   byte_of = {letter: byte for byte, letter in enumerate(_letters())}
   return Vocabulary(
     [

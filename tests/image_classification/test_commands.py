@@ -13,7 +13,9 @@ from tests.extras import needs
 needs("tensorboardX")
 needs("grain")
 
+from examples import settings
 from examples.image_classification import compare, compress, train
+from examples.image_classification.config import Config
 
 README = pathlib.Path(train.__file__).with_name("README.md")
 PROGRAMS = {"train": train.main, "compress": compress.main}
@@ -70,3 +72,27 @@ def test_figures_are_those_of_the_results():
     assert compression == f"{table['mean']['compression']:.0f}"
     assert accuracy == f"{100 * table['mean']['test']:.2f}"
     assert deviation == f"{100 * table['deviation']['test']:.2f}"
+
+
+def test_runs_of_the_same_name_have_a_curve_each(tmp_path, monkeypatch):
+  def measure(run, thresholds, recalibrate):
+    test = 0.9 if run.parent.name == "a" else 0.8
+    return [
+      {"run": run.name, "threshold": t, "compression": 1 + t, "test": test}
+      for t in thresholds
+    ]
+
+  monkeypatch.setattr(compress, "measure", measure)
+  monkeypatch.setattr(
+    compress.kit, "write_figure", lambda _, figure: figures.append(figure)
+  )
+  figures = []
+  runs = [tmp_path / name / "digits" for name in "ab"]
+  for run in runs:
+    settings.write(run, Config())
+  out = tmp_path / "out"
+  compress.main(["curve", *map(str, runs), "--out", str(out)])
+  lines = [line.get_ydata() for line in figures[0].axes[0].lines]
+  assert [set(accuracy) for accuracy in lines] == [{90.0}, {80.0}]
+  text = (out / "curve.csv").read_text()
+  assert all(f"{run}," in text for run in runs)

@@ -123,6 +123,12 @@ def test_a_class_without_images_is_named(mnist):
     data.load(mnist)
 
 
+def test_a_file_that_is_missing_between_others_is_named(cifar10):
+  (cifar10 / "data_batch_2.bin").rename(cifar10 / "data_batch_3.bin")
+  with pytest.raises(FileNotFoundError, match="lacks data_batch_2.bin"):
+    data.load(cifar10)
+
+
 def test_a_folder_without_a_data_set_says_what_was_looked_for(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"data_batch_1.bin \(CIFAR-10"):
     data.load(tmp_path)
