@@ -275,7 +275,8 @@ def _has_other_numbers(method, of_state):
       f"The state holds latents of {of_state}, but the optimizer is of"
       f" {method}. Give both the same method, or make a new state by init."
     )
-  return functools.reduce(jnp.logical_or, (a != b for a, b in pairs), False)
+  changes = (jnp.any(a != b) for a, b in pairs)
+  return functools.reduce(jnp.logical_or, changes, False)
 
 
 def _adopt(method, leaves, nodes, is_new):

@@ -214,12 +214,12 @@ def _block(scope: str) -> tuple[int, int] | None:
 
 def _losers(path: str, x: jax.Array, n: int, m: int) -> jax.Array:
   """Returns |x|, infinite where it is among the n largest of its m."""
-  # The innermost of the input axes, along which kernels multiply.
   if x.ndim < 2:
     raise ValueError(
       f"{path} of shape {x.shape} has no inputs and outputs, of which blocks of"
       f" {m} are made. Pass a mask that is False there."
     )
+  # The innermost of the input axes, along which kernels multiply.
   axis = group_axes("input", path, x)[-1]
   if x.shape[axis] % m:
     raise ValueError(

@@ -152,8 +152,7 @@ def compact(
     [alive[ids] for ids in graph.axes[number]] for number in graph.leaves
   ]
   example = None if of_any_size else _structs(inputs)
-  arrays = [np.asarray(x) for x in graph.constants.values() if np.ndim(x)]
-  small = jax.jit(_smaller(apply, structs, stays, arrays, example))
+  small = jax.jit(_smaller(apply, structs, stays, _brought(graph), example))
   result = Compact(
     treedef.unflatten(leaves),
     small,
@@ -216,7 +215,7 @@ def _smaller(
   apply: Callable[..., Any],
   params: Any,
   stays: list[list[np.ndarray]],
-  arrays: list[np.ndarray],
+  brought: list[np.ndarray],
   example: Any,
 ) -> Callable[..., Any]:
   """Returns apply on the units of params that stay.
@@ -225,7 +224,7 @@ def _smaller(
     apply: the function.
     params: shapes of those that it takes.
     stays: bools by leaf and axis.
-    arrays: those that it brings along for inputs as the example.
+    brought: arrays that it brings along for inputs as the example.
     example: the shapes of its inputs, None for any.
   """
 
@@ -237,10 +236,8 @@ def _smaller(
         f"{_ANOTHER}: what is gone was constant, and may have another value for"
         f" them. {_REMEDY}"
       )
-    brought = [x for x in graph.constants.values() if np.ndim(x)]
-    if len(brought) != len(arrays) or not all(
-      map(np.array_equal, brought, arrays)
-    ):
+    found = _brought(graph)
+    if len(found) != len(brought) or not all(map(_go_on, found, brought)):
       raise ValueError(
         f"{_ANOTHER}: it brings along other arrays, such as a table of"
         f" positions. {_REMEDY}"
@@ -261,6 +258,23 @@ def _smaller(
     return out_tree.unflatten(graph.run(alive, leaves, jax.tree.leaves(inputs)))
 
   return small
+
+
+def _brought(graph: Graph) -> list[np.ndarray]:
+  """Returns the arrays that a function brings along, but for random keys."""
+  return [
+    np.asarray(x)
+    for x in graph.constants.values()
+    if np.ndim(x) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+  ]
+
+
+def _go_on(one: np.ndarray, other: np.ndarray) -> bool:
+  """Whether two arrays are the same, or the same row again and again."""
+  return np.array_equal(one, other) or (
+    one.shape[1:] == other.shape[1:]
+    and bool((one == other[:1]).all() and (other == one[:1]).all())
+  )
 
 
 def _are_alike(inputs: Any, example: Any) -> bool:

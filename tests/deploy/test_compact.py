@@ -665,6 +665,18 @@ def test_a_table_that_the_function_brings_along_is_that_of_the_example():
     small.apply(small.params, jnp.ones((1, 2, 4)))
 
 
+def test_an_array_that_is_the_same_for_every_example_may_be_brought_along():
+  def apply(params, x):
+    start = np.full((len(x), 3), 2, np.float32)
+    return (x @ params["in"] + start) @ params["out"]
+
+  params = {"in": np.ones((4, 3)), "out": np.ones((3, 2))}
+  params["out"][0] = 0
+  small = deploy.compact(apply, params, X[:1])
+  assert small.params["in"].shape == (4, 2)
+  check_same(apply(params, X), small.apply(small.params, X))
+
+
 def test_an_empty_leaf_is_no_error():
   params = {"w": jnp.ones((4, 3)), "unused": jnp.zeros((0, 3))}
   small = deploy.compact(lambda p, x: x @ p["w"], params, X)
