@@ -275,8 +275,7 @@ def _has_other_numbers(method, of_state):
       f"The state holds latents of {of_state}, but the optimizer is of"
       f" {method}. Give both the same method, or make a new state by init."
     )
-  changes = (jnp.any(a != b) for a, b in pairs)
-  return functools.reduce(jnp.logical_or, changes, False)
+  return functools.reduce(jnp.logical_or, (a != b for a, b in pairs), False)
 
 
 def _adopt(method, leaves, nodes, is_new):
