@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from . import kit
@@ -13,7 +13,7 @@ C = TypeVar("C")
 
 
 def setting(
-  default: Any, text: str, choices: Sequence[str] = (), least: int = 0
+  default: Any, text: str, choices: Collection[str] = (), least: int = 0
 ) -> Any:
   """Returns a field of a dataclass of settings.
 

@@ -19,7 +19,7 @@ class Config:
     " or its like as unpacked IDX files, or images as train/CLASS/*.jpg and"
     " val/CLASS/*.jpg; without it, scikit-learn's digits",
   )
-  model: str = setting("lenet300", "the network", tuple(MODELS))
+  model: str = setting("lenet300", "the network", MODELS)
   stem: str = setting(
     "cifar",
     "first layer of resnet18 to resnet50: 3x3, or 7x7 and max pool",
