@@ -29,7 +29,7 @@ def test_laws_hold(law, monkeypatch):
 def test_weights_that_are_not_adopted_break_the_law_of_wrappers(monkeypatch):
   monkeypatch.setattr(fuzz, "OUTER", {"scale": fuzz.OUTER["scale"]})
   monkeypatch.setattr(fuzz, "INNER", ())
-  monkeypatch.setattr(_dropin, "_adopt", lambda method, leaves, nodes: nodes)
+  monkeypatch.setattr(_dropin, "_adopt", lambda _, leaves, nodes, new: nodes)
   monkeypatch.setattr(fuzz, "draw_solvers", drop_in)
   (outcome,) = outcomes(fuzz.use_wrapper, [0], monkeypatch)
   assert outcome.startswith("use_wrapper: AssertionError")
