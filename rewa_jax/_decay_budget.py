@@ -9,7 +9,7 @@ import optax
 
 from rewa_jax._checks import Scalar, check_hyperparameters, check_number
 from rewa_jax._masks import Mask, kernels, selected
-from rewa_jax._method import Method, weights_and_mask
+from rewa_jax._method import Method, check_method, weights_and_mask
 
 
 def decay_budget(
@@ -143,6 +143,8 @@ def measure_decay_budget(
     27.0
   """
   check_number("steps", steps, at_least=1)
+  if method is not None:
+    check_method(method)
   solver = optax.with_extra_args_support(solver)
 
   def step(carry, _):

@@ -21,7 +21,14 @@ from rewa_jax._ranking import (
   largest,
   when_due,
 )
-from rewa_jax._trees import box_like, check_params, check_shapes, is_box, unbox
+from rewa_jax._trees import (
+  box_like,
+  check_params,
+  check_shapes,
+  for_all,
+  is_box,
+  unbox,
+)
 
 # The decay budget that the strong decay has from its last new target on.
 STRONG = 10.0
@@ -252,7 +259,7 @@ def _rates(method, latents, strong, low, high):
     mask, values = next(masks), jax.tree.leaves(node)
     # An array that many weights share decays strongly where all of them do.
     return [
-      jnp.where(_for_all(mask, jnp.shape(y)), high, low) if decays else None
+      jnp.where(for_all(mask, jnp.shape(y)), high, low) if decays else None
       for decays, y in zip(method.decays, values)
     ]
 
@@ -263,11 +270,6 @@ def _rates(method, latents, strong, low, high):
     lambda node: rates.extend([None] * len(jax.tree.leaves(node))),
   )
   return rates
-
-
-def _for_all(mask, shape):
-  shared = [i for i, n in enumerate(shape) if n != mask.shape[i]]
-  return jnp.all(mask, axis=shared, keepdims=True) if shared else mask
 
 
 def _decay(update, rate, y):

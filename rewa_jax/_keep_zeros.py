@@ -11,6 +11,7 @@ from rewa_jax._method import Method, check_method, is_node
 from rewa_jax._trees import (
   check_params,
   check_shapes,
+  for_all,
   is_parts,
   leaf_path,
   path_name,
@@ -120,17 +121,11 @@ def _of_latents(method, latents):
 
   def of_one(_, node):
     values, treedef = jax.tree.flatten(node)
-    used = method.exact_join(*map(jnp.asarray, values)) != 0
-    return treedef.unflatten(_for_any(used, jnp.shape(y)) for y in values)
+    is_zero = method.exact_join(*map(jnp.asarray, values)) == 0
+    return treedef.unflatten(~for_all(is_zero, jnp.shape(y)) for y in values)
 
   return method.map_latents(
     of_one,
     latents,
     lambda node: jax.tree.map(lambda _: optax.MaskedNode(), node),
   )
-
-
-def _for_any(used, shape):
-  """Returns which entries of an array of that shape serve a used weight."""
-  shared = [axis for axis, n in enumerate(shape) if n != used.shape[axis]]
-  return jnp.any(used, axis=shared, keepdims=True)

@@ -75,6 +75,12 @@ def outline(name: str, parts: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, jnp.result_type(values[0]))
 
 
+def for_all(marks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Returns what holds for all weights that an array of that shape serves."""
+  shared = [i for i, n in enumerate(shape) if n != marks.shape[i]]
+  return jnp.all(marks, axis=shared, keepdims=True) if shared else marks
+
+
 def strip_part(path: Path) -> Path:
   """Returns the path of the array that a part stands for."""
   return path[:-1] if path and _PART.fullmatch(path[-1]) else path

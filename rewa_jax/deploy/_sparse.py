@@ -179,11 +179,13 @@ def _bind(equation: Equation, *operands: Any) -> list[Any]:
     # Sums of sixteen bits lose what dense products keep in wider ones.
     wide = jnp.promote_types(jnp.promote_types(dtype, other.dtype), jnp.float32)
     matrix, other = _as_dtype(matrix, wide), other.astype(wide)
+    product = None
     if name == "dot_general":
       numbers = params["dimension_numbers"]
       product = _product(matrix, is_transposed, other, place, numbers)
-    else:
-      product = _convolution(matrix, other, place, params)
+    elif isinstance(matrix, sparse.BCOO) and place == 1:
+      groups = params["feature_group_count"], params["batch_group_count"]
+      product = _convolve(other, matrix, params) if groups == (1, 1) else None
     if product is not None:
       return [product.astype(dtype)]
   raise ValueError(
@@ -224,16 +226,6 @@ def _product(
     product = matrix @ columns.reshape(len(columns), -1)
     product = product.reshape(-1, *columns.shape[1:])
     return jnp.moveaxis(product, 0, -1) if place else product
-  return None
-
-
-def _convolution(
-  matrix: sparse.JAXSparse, other: jax.Array, place: int, params: Any
-) -> jax.Array | None:
-  """Returns the convolution of images with it, None if it is not known how."""
-  groups = params["feature_group_count"], params["batch_group_count"]
-  if isinstance(matrix, sparse.BCOO) and place == 1 and groups == (1, 1):
-    return _convolve(other, matrix, params)
   return None
 
 
