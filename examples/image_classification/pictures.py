@@ -111,13 +111,14 @@ def training(runs: list[dict[str, Any]]) -> plt.Figure:
     axes.plot(
       range(1, len(accuracy) + 1),
       accuracy,
-      "-" + ".x+^vsD*"[number % 8],
+      marker=".x+^vsD*"[number % 8],
       ms=4,
       lw=1,
       color=_COLORS[method],
       label=run["name"],
     )
   axes.set(xlabel="epoch", ylabel="accuracy on images held back, %")
+  axes.xaxis.get_major_locator().set_params(integer=True)
   axes.grid(alpha=0.3)
   figure.legend(loc="outside right upper", fontsize="small")
   return figure

@@ -93,7 +93,8 @@ def _plot(rows: Rows, labels, parts: Sequence[str]) -> plt.Figure:
         whole = row[part]["nats_per_byte"]
         axis.axhline(whole, color="gray", ls=":", label="AdamW, dense")
         # One cut at the end is soon off the chart.
-        axis.set_ylim(top=min(1.25 * whole, axis.get_ylim()[1]))
+        lowest = min(row[part]["nats_per_byte"] for row in rows)
+        axis.set_ylim(0.98 * lowest, min(1.25 * whole, axis.get_ylim()[1]))
     axis.set_xlabel("zeros of attention and feed-forward kernels, or units, %")
     axis.set_ylabel("nats a byte")
     axis.set_title(TITLES[part])
