@@ -92,6 +92,18 @@ def provenance(module: str, argv: Sequence[str], *packages: str) -> dict:
   }
 
 
+def cpu_devices(most: int) -> int:
+  """Returns how many devices a CPU should be: a power of two, as batches are.
+
+  Args:
+    most: the largest number, a power of two.
+  """
+  # Where a process is bound to some cores, it has no others.
+  bound = getattr(os, "sched_getaffinity", None)
+  cores = len(bound(0)) if bound else os.cpu_count() or 1
+  return 2 ** (min(cores, most).bit_length() - 1)
+
+
 def write(path: Path, content: str | bytes) -> None:
   """Writes a file that is there whole or not at all, whatever happens."""
   path.parent.mkdir(parents=True, exist_ok=True)

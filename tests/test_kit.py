@@ -137,3 +137,13 @@ def test_a_run_goes_on_from_results_of_its_own_settings_alone(tmp_path):
   path.write_text("{")
   with pytest.raises(SystemExit, match="is no JSON, .*: move it away"):
     kit.read_json(path, {"epochs": 3})
+
+
+@pytest.mark.parametrize("cores, devices", ((1, 1), (2, 2), (12, 8), (96, 16)))
+def test_batches_spread_over_the_cores_whatever_their_number(
+  cores, devices, monkeypatch
+):
+  monkeypatch.setattr(
+    os, "sched_getaffinity", lambda _: range(cores), raising=False
+  )
+  assert kit.cpu_devices(16) == devices

@@ -163,7 +163,7 @@ def test_what_it_reaches_is_what_the_results_say():
       words = set(re.findall(r"[^\W\d]\w+|L1", before))
       # In the rows of who is named, where there are any.
       rows = [line for line in made if words <= {*re.findall(r"\w+", line)}]
-      rows = [line for line in rows if words and line.startswith("|")] or made
+      rows = [x for x in rows if words and x.lstrip().startswith("|")] or made
       for figure in figures:
         assert any(figure in line for line in rows), (words, figure)
         checked += 1

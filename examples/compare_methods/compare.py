@@ -18,7 +18,6 @@ and frontiers.png, and for every method a JSON of its trials, to a folder in
 import argparse
 import functools
 import hashlib
-import os
 import pathlib
 import re
 import sys
@@ -330,7 +329,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  # A device for every core: elementwise work of one device keeps to one core.
-  jax.config.update("jax_num_cpu_devices", os.cpu_count())
+  # Devices for the cores: elementwise work of one device keeps to one core.
+  jax.config.update("jax_num_cpu_devices", kit.cpu_devices(len(RUNGS)))
   kit.leave_on_ctrl_c("the same command goes on after the last trials.")
   main(sys.argv[1:])

@@ -15,7 +15,6 @@ programs here take too.
 
 import argparse
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -221,6 +220,6 @@ def _describe(run, folder):
 
 if __name__ == "__main__":
   # Two devices share a step of ResNet-20 better than the threads of one.
-  jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 2))
+  jax.config.update("jax_num_cpu_devices", kit.cpu_devices(2))
   kit.leave_on_ctrl_c("the same command goes on.")
   sys.exit(main(sys.argv[1:]))

@@ -19,7 +19,6 @@ finished it writes results.json, table.md and loss.png.
 import argparse
 import dataclasses
 import math
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -291,7 +290,7 @@ def listed(args) -> str:
 
 
 if __name__ == "__main__":
-  # A device for every core: elementwise work of one device keeps to one core.
-  jax.config.update("jax_num_cpu_devices", os.cpu_count())
+  # Devices for the cores: elementwise work of one device keeps to one core.
+  jax.config.update("jax_num_cpu_devices", kit.cpu_devices(16))
   kit.leave_on_ctrl_c("the same command goes on from the last checkpoint.")
   main(sys.argv[1:])

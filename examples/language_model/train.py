@@ -18,7 +18,6 @@ nothing had been. compare.py compares the methods.
 import argparse
 import contextlib
 import functools
-import os
 import pathlib
 import sys
 import time
@@ -243,7 +242,7 @@ def _shares(state):
 
 
 if __name__ == "__main__":
-  # A device for every core: elementwise work of one device keeps to one core.
-  jax.config.update("jax_num_cpu_devices", os.cpu_count())
+  # Devices for the cores: elementwise work of one device keeps to one core.
+  jax.config.update("jax_num_cpu_devices", kit.cpu_devices(16))
   kit.leave_on_ctrl_c("the same command goes on from the last checkpoint.")
   main(sys.argv[1:])
