@@ -149,7 +149,11 @@ def test_methods_take_keywords():
   assert_close(result, wanted)
 
 
-@all_methods
+@pytest.mark.parametrize(
+  "method",
+  [METHODS[0], *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS[1:])],
+  ids=lambda method: type(method).__name__,
+)
 def test_a_wrapped_cell_goes_into_an_rnn(method):
   bare = nn.RNN(nn.LSTMCell(3))
   cell = rewa_jax.linen.Reparameterized(nn.LSTMCell(3), method)

@@ -54,7 +54,13 @@ def test_the_ways_in_say_k_once_each():
     assert len(re.findall(r"\bk\b", snippet)) == 1
 
 
-@pytest.mark.parametrize("method", ["spred()", "Gated('output', depth=3)"])
+@pytest.mark.parametrize(
+  "method",
+  [
+    "spred()",
+    pytest.param("Gated('output', depth=3)", marks=pytest.mark.slow),
+  ],
+)
 @pytest.mark.parametrize("snippet", WAYS_IN)
 def test_another_method_is_another_word(snippet, method):
   swapped, count = re.subn(

@@ -355,13 +355,18 @@ def test_every_way_in_follows_the_paper_in_float32(way, problem, k, adam):
 
 METHODS = [
   rewa_jax.Rewa(3, 1),
-  baselines.PowerPropagation(2.0),
-  baselines.spred(),
-  baselines.deep_weight_factorization(3),
   baselines.HadamardDifference(2),
   baselines.Gated("output", depth=3),
-  baselines.GroupedRewa(3, "input", 1),
   baselines.SoftThreshold(-3.0),
+  *(
+    pytest.param(method, marks=pytest.mark.slow)
+    for method in (
+      baselines.PowerPropagation(2.0),
+      baselines.spred(),
+      baselines.deep_weight_factorization(3),
+      baselines.GroupedRewa(3, "input", 1),
+    )
+  ),
 ]
 
 

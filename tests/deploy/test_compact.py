@@ -162,7 +162,12 @@ def test_a_constant_channel_goes_into_the_mean_of_the_next_normalization():
 
 
 @pytest.mark.parametrize(
-  ("padding", "size", "left"), [("SAME", 3, 4), ("SAME", 1, 3), ("VALID", 3, 3)]
+  ("padding", "size", "left"),
+  [
+    ("SAME", 3, 4),
+    ("VALID", 3, 3),
+    pytest.param("SAME", 1, 3, marks=pytest.mark.slow),
+  ],
 )
 def test_before_padding_a_constant_channel_stays(padding, size, left):
   model = ConvNet(padding, size, use_bias=True)

@@ -37,7 +37,10 @@ def test_a_linen_model_computes_with_sparse_kernels(form):
   assert " dot_general" not in text
 
 
-@FORMS
+@pytest.mark.parametrize(
+  "form",
+  [deploy.to_bcsr, pytest.param(deploy.to_bcoo, marks=pytest.mark.slow)],
+)
 def test_an_nnx_model_computes_with_sparse_kernels(form):
   class Net(nnx.Module):
     def __init__(self, rngs):
@@ -127,7 +130,12 @@ def test_scipy_computes_without_jax():
 
 
 @pytest.mark.parametrize(
-  "form", [deploy.to_bcoo, deploy.to_bcsr, deploy.to_scipy]
+  "form",
+  [
+    deploy.to_bcsr,
+    deploy.to_scipy,
+    pytest.param(deploy.to_bcoo, marks=pytest.mark.slow),
+  ],
 )
 def test_sparsity_counts_sparse_matrices_as_what_they_are_dense(form):
   dense = rewa_jax.sparsity(VARIABLES, 0.5)
