@@ -237,7 +237,7 @@ def _smaller(
         f" them. {_REMEDY}"
       )
     found = _brought(graph)
-    if len(found) != len(brought) or not all(map(_go_on, found, brought)):
+    if len(found) != len(brought) or not all(map(_same_rows, found, brought)):
       raise ValueError(
         f"{_ANOTHER}: it brings along other arrays, such as a table of"
         f" positions. {_REMEDY}"
@@ -269,12 +269,14 @@ def _brought(graph: Graph) -> list[np.ndarray]:
   ]
 
 
-def _go_on(one: np.ndarray, other: np.ndarray) -> bool:
+def _same_rows(one: np.ndarray, other: np.ndarray) -> bool:
   """Whether two arrays are the same, or the same row again and again."""
-  return np.array_equal(one, other) or (
-    one.shape[1:] == other.shape[1:]
-    and bool((one == other[:1]).all() and (other == one[:1]).all())
-  )
+  if np.array_equal(one, other):
+    return True
+  if one.shape[1:] != other.shape[1:]:
+    return False
+  rows = np.concatenate([one, other])
+  return bool((rows == rows[:1]).all())
 
 
 def _are_alike(inputs: Any, example: Any) -> bool:

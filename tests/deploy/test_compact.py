@@ -677,9 +677,10 @@ def test_an_array_that_is_the_same_for_every_example_may_be_brought_along():
 
   params = {"in": np.ones((4, 3)), "out": np.ones((3, 2))}
   params["out"][0] = 0
-  small = deploy.compact(apply, params, X[:1])
+  small = deploy.compact(apply, params, X[:2])
   assert small.params["in"].shape == (4, 2)
   check_same(apply(params, X), small.apply(small.params, X))
+  assert small.apply(small.params, X[:0]).shape == (0, 2)
 
 
 def test_an_empty_leaf_is_no_error():
